@@ -1,0 +1,227 @@
+"""Datasets of a run, from Megatron's data arguments: documents for lm, pairs for synthesis."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import mpu
+from megatron.core.datasets.blended_dataset import BlendedDataset
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.training import get_tokenizer
+from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
+
+from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.errors import InputError
+from megatron_sbp.manifest import FILENAME
+from megatron_sbp.training.arguments import separator_ids
+from megatron_sbp.training.paired_dataset import (
+    PairedDocumentDataset,
+    PairedDocumentDatasetConfig,
+    PairedPrefix,
+)
+
+
+class DatasetsProvider:
+    """Megatron's ``train_valid_test_datasets_provider``, which remembers the training dataset.
+
+    Args:
+        args: Megatron's arguments with the SBP group.
+    """
+
+    # Every rank builds its own part, instead of rank 0 building for all.
+    is_distributed = True
+
+    def __init__(self, args: Namespace):
+        check_data_paths(args)
+        self._args = args
+        self._train: Any = None
+
+    def __call__(self, sizes: Sequence[int | None], vp_stage: int | None = None) -> list[Any]:
+        """Build the training, validation and test datasets.
+
+        Args:
+            sizes: Least number of samples of each; None for one epoch.
+            vp_stage: Virtual pipeline stage.
+        """
+        dataset_class: Any = GPTDataset
+        config: Any = None
+        if self._args.sbp_objective == "synthesis":
+            dataset_class, config = PairedDocumentDataset, paired_config(self._args)
+        else:
+            config = gpt_config(self._args)
+        built_here = partial(_is_built_here, vp_stage)
+        datasets = BlendedMegatronDatasetBuilder(dataset_class, sizes, built_here, config).build()
+        if datasets[0] is not None:
+            self._train = datasets[0]
+            check_synthetic_once(self._train, self._args.sbp_synthetic_data)
+        return datasets
+
+    def ledger(self) -> list[dict[str, Any]] | None:
+        """What the run read of each source; None on ranks that read no data."""
+        if self._train is None:
+            return None
+        return ledger(self._train, self._args.consumed_train_samples, self._args.sbp_synthetic_data)
+
+
+def _is_built_here(vp_stage: int | None) -> bool:
+    return mpu.get_tensor_model_parallel_rank() == 0 and is_first_or_last_pipeline_stage(vp_stage)
+
+
+def check_data_paths(args: Namespace) -> None:
+    """Open every data path and compare its tokenizer with the run's before anything is built.
+
+    A corpus without a manifest (made by Megatron's own tools) is left to Megatron, except for
+    pairs.
+
+    Raises:
+        InputError: If a file is missing, damaged, or made with another tokenizer.
+    """
+    for prefix in data_paths(args):
+        if args.sbp_objective == "synthesis" or (Path(prefix).parent / FILENAME).exists():
+            corpus = Corpus([prefix], tokenizer=args.tokenizer_model)
+            if args.tokenizer_model is not None and Path(args.tokenizer_model).is_dir():
+                _ = corpus.tokenizer  # compares checksums
+
+
+def data_paths(args: Namespace) -> list[str]:
+    """Every prefix that the run reads, each once."""
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    blends = [blend, *(blend_per_split or [])]
+    return list(dict.fromkeys(prefix for one in blends if one is not None for prefix in one[0]))
+
+
+def _common(args: Namespace) -> dict[str, Any]:
+    """Fields of ``BlendedMegatronDatasetConfig`` from Megatron's arguments."""
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    if blend is None and blend_per_split is None:
+        raise InputError("no data: give --data-path, or --train-data-path and --valid-data-path")
+    return {
+        "random_seed": args.seed,
+        "sequence_length": args.seq_length,
+        "blend": blend,
+        "blend_per_split": blend_per_split,
+        "split": args.split,
+        "multiple_validation_sets": args.multiple_validation_sets,
+        "full_validation": args.full_validation,
+        "num_dataset_builder_threads": args.num_dataset_builder_threads,
+        "path_to_cache": args.data_cache_path,
+        "mmap_bin_files": args.mmap_bin_files,
+        "tokenizer": get_tokenizer(),
+        "mid_level_dataset_surplus": args.mid_level_dataset_surplus,
+        "allow_ambiguous_pad_tokens": args.allow_ambiguous_pad_tokens,
+        "fast_cache_load": args.dataloader_fast_cache_load,
+        "defer_npy_index_mmap": args.dataloader_defer_npy_index_mmap,
+    }
+
+
+def gpt_config(args: Namespace) -> GPTDatasetConfig:
+    """Megatron's own configuration for documents, as its GPT script makes it."""
+    return GPTDatasetConfig(
+        **_common(args),
+        reset_position_ids=args.reset_position_ids,
+        reset_attention_mask=args.reset_attention_mask,
+        eod_mask_loss=args.eod_mask_loss,
+        create_attention_mask=args.create_attention_mask_in_dataloader,
+        object_storage_cache_path=args.object_storage_cache_path,
+    )
+
+
+def paired_config(args: Namespace) -> PairedDocumentDatasetConfig:
+    """Configuration for pairs; a tokenizer without bos or pad lends eod for it."""
+    tokenizer = get_tokenizer()
+    eod = tokenizer.eod
+    return PairedDocumentDatasetConfig(
+        **_common(args),
+        pairs=args.sbp_pairs,
+        bos=_token(tokenizer, "bos", eod),
+        separator=separator_ids(tokenizer, args.sbp_separator),
+        eod=eod,
+        pad=_token(tokenizer, "pad", eod),
+    )
+
+
+def _token(tokenizer: Any, name: str, default: int) -> int:
+    """A special token's id, or ``default`` where the tokenizer has none."""
+    try:
+        token = getattr(tokenizer, name)
+    except (AttributeError, NotImplementedError):
+        return default
+    return default if token is None else int(token)
+
+
+def check_synthetic_once(dataset: Any, synthetic: Sequence[str]) -> None:
+    """Refuse a run that would read a synthetic document twice.
+
+    The method trains on synthetic documents once and repeats real ones (arXiv 2509.15248, section
+    3).
+
+    Raises:
+        InputError: Naming the prefix and how often it would be read.
+    """
+    for member in _members(dataset):
+        if member.dataset_path in synthetic and len(member.shuffle_index) > 0:
+            tokens = int(member.dataset.sequence_lengths.sum())
+            needed = _samples(dataset, member, None) * member.config.sequence_length
+            if needed > tokens:
+                raise InputError(
+                    f"{member.dataset_path}: the run would read its {tokens:,} synthetic tokens "
+                    f"{needed / tokens:.2f} times; lower its weight or synthesize more"
+                )
+
+
+def ledger(dataset: Any, consumed: int, synthetic: Sequence[str]) -> list[dict[str, Any]]:
+    """What a run read of each source.
+
+    Args:
+        dataset: The training dataset.
+        consumed: Samples that were trained on.
+        synthetic: Prefixes that are synthetic.
+
+    Returns:
+        One entry a source: prefix, kind, documents, tokens (unique ones; for pairs the supervised
+        tokens of an epoch), tokens_seen, epochs.
+    """
+    entries = []
+    for member in _members(dataset):
+        samples = _samples(dataset, member, consumed)
+        if isinstance(member.dataset, PairedPrefix):
+            kind, documents = "pairs", member.pairs
+            tokens = member.supervised_tokens()
+            epochs = samples / member.pairs
+            seen = round(epochs * tokens)
+        else:
+            kind = "synthetic" if member.dataset_path in synthetic else "real"
+            documents, tokens = len(member.indices), _tokens(member)
+            seen = samples * member.config.sequence_length
+            epochs = seen / tokens
+        entries.append(
+            {
+                "prefix": member.dataset_path,
+                "kind": kind,
+                "documents": documents,
+                "tokens": tokens,
+                "tokens_seen": seen,
+                "epochs": epochs,
+            }
+        )
+    return entries
+
+
+def _tokens(member: GPTDataset) -> int:
+    return int(member.dataset.sequence_lengths[member.indices].sum())
+
+
+def _members(dataset: Any) -> list[Any]:
+    return dataset.datasets if isinstance(dataset, BlendedDataset) else [dataset]
+
+
+def _samples(dataset: Any, member: Any, consumed: int | None) -> int:
+    """How many of the first ``consumed`` samples (None: of all) come from ``member``."""
+    if not isinstance(dataset, BlendedDataset):
+        return len(dataset) if consumed is None else consumed
+    drawn = torch.from_numpy(dataset.dataset_index[:consumed].astype("int64"))
+    return int((drawn == dataset.datasets.index(member)).sum())

@@ -1,0 +1,134 @@
+"""What a training run leaves besides Megatron's checkpoints: metrics.jsonl and its manifest."""
+
+import json
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import mpu
+from megatron.core.tensor_parallel.layers import param_is_not_tensor_parallel_duplicate
+from megatron.core.transformer.module import param_is_not_shared
+from megatron.training import global_vars
+
+from megatron_sbp import manifest
+from megatron_sbp.training.data import data_paths
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Megatron's TensorBoard writer, writing lines of JSON, and passing on to a real one if given.
+
+    A resumed run appends: of two lines with the same iteration and metric the later one counts.
+
+    Args:
+        path: The file.
+        tensorboard: A ``SummaryWriter`` to pass everything on to, or None.
+    """
+
+    def __init__(self, path: Path, tensorboard: Any = None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a")  # noqa: SIM115 (open as long as the run)
+        self._tensorboard = tensorboard
+
+    def add_scalar(self, name: str, value: Any, step: int) -> None:
+        """Write one value. Megatron's duplicates by sample count are left out."""
+        if not name.endswith("vs samples"):
+            line = {"iteration": int(step), "metric": name, "value": float(value)}
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        if self._tensorboard is not None:
+            self._tensorboard.add_scalar(name, value, step)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything that is not a scalar (text, histograms) goes to TensorBoard or nowhere."""
+        if self._tensorboard is not None:
+            return getattr(self._tensorboard, name)
+        return lambda *args, **kwargs: None
+
+
+def read_metrics(directory: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """Metrics of a run: name -> (iteration, value), by iteration."""
+    series: dict[str, dict[int, float]] = {}
+    with open(Path(directory) / METRICS) as file:
+        for line in file:
+            entry = json.loads(line)
+            series.setdefault(entry["metric"], {})[entry["iteration"]] = entry["value"]
+    return {name: sorted(values.items()) for name, values in series.items()}
+
+
+class RunRecord:
+    """Collects what a run did and writes it into ``--save`` (nothing without ``--save``).
+
+    Args:
+        args: Megatron's arguments; its TensorBoard writer is wrapped on the last rank, which is the
+            one that logs.
+        arguments: The command line.
+        started: ``time.time()`` at the start of the process.
+    """
+
+    def __init__(self, args: Namespace, arguments: list[str], started: float):
+        self._args, self._arguments, self._started = args, arguments, started
+        self._parameters = 0
+        self._writes = args.save is not None and args.rank == args.world_size - 1
+        if self._writes:
+            path = Path(args.save) / METRICS
+            writer = MetricsWriter(path, global_vars._GLOBAL_TENSORBOARD_WRITER)
+            global_vars._GLOBAL_TENSORBOARD_WRITER = writer
+
+    def count_parameters(self, model: list[Any]) -> list[Any]:
+        """A ``pre_wrap_hook``: count the whole model's parameters, each once."""
+        local = sum(
+            parameter.numel()
+            for chunk in model
+            for parameter in chunk.parameters()
+            if param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter)
+        )
+        total = torch.tensor([local], dtype=torch.int64, device=torch.cuda.current_device())
+        torch.distributed.all_reduce(total, group=mpu.get_model_parallel_group())
+        self._parameters = int(total)
+        return model
+
+    def finish(self, ledger: list[dict[str, Any]] | None) -> None:
+        """Write the manifest; collective over all ranks.
+
+        Args:
+            ledger: What was read of each source, None on ranks that read nothing.
+        """
+        ledgers: list[Any] = [None] * self._args.world_size
+        torch.distributed.all_gather_object(ledgers, ledger)
+        if self._writes:
+            self._write(next(entries for entries in ledgers if entries is not None))
+
+    def _write(self, ledger: list[dict[str, Any]]) -> None:
+        args = self._args
+        series = read_metrics(args.save)
+        manifest.Manifest(
+            stage="train",
+            options={"objective": args.sbp_objective, "arguments": self._arguments},
+            inputs={path: manifest.fingerprint(path) for path in _inputs(args)},
+            counts={
+                "iterations": args.consumed_train_samples // args.global_batch_size,
+                "consumed_samples": args.consumed_train_samples,
+                "tokens": args.consumed_train_samples * args.seq_length,
+                "supervised_tokens": sum(entry["tokens_seen"] for entry in ledger),
+                "parameters": self._parameters,
+                "sequence_length": args.seq_length,
+                "global_batch_size": args.global_batch_size,
+                "ledger": ledger,
+                "final": {name: values[-1][1] for name, values in series.items()},
+            },
+            seconds=time.time() - self._started,
+            peak_memory_bytes=manifest.peak_memory_bytes(),
+            environment=manifest.environment(),
+        ).write(args.save)
+
+
+def _inputs(args: Namespace) -> list[str]:
+    """Files that decide what the run learns from."""
+    files = [f"{prefix}.idx" for prefix in data_paths(args)]
+    if args.sbp_pairs:
+        files.append(str(Path(args.sbp_pairs) / manifest.FILENAME))
+    return files
