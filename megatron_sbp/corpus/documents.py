@@ -1,0 +1,166 @@
+"""A corpus as every room sees it: a list of Megatron prefixes with flat int64 document ids."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import batched
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_sbp.corpus.indexed import Index, bin_path, idx_path, read_index
+from megatron_sbp.corpus.tokenizer import FILENAME, Tokenizer
+from megatron_sbp.errors import InputError
+from megatron_sbp.manifest import FILENAME as MANIFEST
+from megatron_sbp.manifest import Manifest, fingerprint
+
+_DECODE_BATCH = 256
+
+
+class Corpus:
+    """Documents of one or more prefixes, memory-mapped.
+
+    The flat id of a document is its index in its prefix plus the number of documents of all
+    prefixes before it.
+
+    Args:
+        prefixes: Paths without ``.bin``/``.idx``; their order decides the ids.
+        tokenizer: Directory of a Hugging Face tokenizer; by default ``tokenizer/`` beside the first
+            prefix. It is opened when first needed.
+
+    Raises:
+        InputError: If a file is missing, damaged, or does not fit its partner (see
+            ``indexed.read_index``).
+    """
+
+    def __init__(self, prefixes: Sequence[str | Path], tokenizer: str | Path | None = None):
+        if not prefixes:
+            raise InputError("no corpus prefix given; give at least one (a path without .bin)")
+        self.prefixes = [Path(prefix) for prefix in prefixes]
+        self._indexes: list[Index] = [read_index(prefix) for prefix in self.prefixes]
+        self._bins = [
+            # An empty file, the corpus of empty documents only, cannot be mapped.
+            np.asarray(np.memmap(bin_path(prefix), index.dtype, mode="r"))
+            if index.lengths.any()
+            else np.empty(0, index.dtype)
+            for prefix, index in zip(self.prefixes, self._indexes, strict=True)
+        ]
+        self.counts = np.array([len(index.lengths) for index in self._indexes], dtype=np.int64)
+        """int64 [number of prefixes], documents of each."""
+        self.offsets = np.concatenate(([0], np.cumsum(self.counts)))
+        """int64 [number of prefixes + 1], flat id of each prefix's first document, then the sum."""
+        self._tokenizer_directory = Path(tokenizer or self.prefixes[0].parent / "tokenizer")
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For worker processes: pickled, the arrays would be copied instead of mapped.
+        return Corpus, (self.prefixes, self._tokenizer_directory)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int32 [documents], tokens per document, the end-of-document token included."""
+        return np.concatenate([index.lengths for index in self._indexes])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents, the end-of-document tokens included."""
+        return sum(len(tokens) for tokens in self._bins)
+
+    def locate(self, document: int) -> tuple[int, int]:
+        """Prefix number and index in that prefix of a flat id.
+
+        Raises:
+            InputError: If there is no such document.
+        """
+        if not 0 <= document < len(self):
+            raise InputError(
+                f"document {document}: the corpus has ids 0 to {len(self) - 1}; "
+                "give all prefixes, in the order they had when the ids were made"
+            )
+        prefix = int(np.searchsorted(self.offsets, document, side="right")) - 1
+        return prefix, int(document - self.offsets[prefix])
+
+    def tokens(self, document: int) -> np.ndarray:
+        """Token ids of a document as a read-only view, as they stand in the ``.bin``."""
+        prefix, row = self.locate(document)
+        index = self._indexes[prefix]
+        start = int(index.pointers[row]) // index.dtype.itemsize
+        return self._bins[prefix][start : start + int(index.lengths[row])]
+
+    def body(self, document: int) -> np.ndarray:
+        """Token ids of a document without the end-of-document token at its end, if it has one."""
+        tokens = self.tokens(document)
+        if len(tokens) and tokens[-1] == self.tokenizer.eod:
+            return tokens[:-1]
+        return tokens
+
+    def text(self, document: int) -> str:
+        """Text of a document."""
+        return next(self.texts([document]))
+
+    def texts(self, documents: Iterable[int]) -> Iterator[str]:
+        """Texts of the given documents, in their order, decoded in batches.
+
+        Raises:
+            InputError: If a document has a token that the tokenizer does not have.
+        """
+        for batch in batched(documents, _DECODE_BATCH):
+            bodies = [self.body(document) for document in batch]
+            for document, body in zip(batch, bodies, strict=True):
+                if len(body) and not self.tokenizer.knows(int(body.max())):
+                    prefix, row = self.locate(document)
+                    raise InputError(
+                        f"{self.prefixes[prefix]}: document {row} has token {int(body.max())}, but "
+                        f"{self.tokenizer.directory} has {self.tokenizer.vocab_size} ids; give "
+                        "the tokenizer that the corpus was made with"
+                    )
+            yield from self.tokenizer.decode_batch(bodies)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the corpus.
+
+        Raises:
+            InputError: If there is none, or a prefix was made with another one.
+        """
+        tokenizer = Tokenizer(self._tokenizer_directory)
+        for prefix in self.prefixes:
+            recorded = _recorded_tokenizer(prefix)
+            if recorded not in (None, tokenizer.sha256):
+                raise InputError(
+                    f"{tokenizer.directory}: is not the tokenizer that {prefix} was made with "
+                    f"(sha256 {tokenizer.sha256[:12]}, its manifest says {recorded[:12]}); "
+                    f"use {prefix.parent / 'tokenizer'}, or make the corpus again"
+                )
+        return tokenizer
+
+    def files(self) -> list[Path]:
+        """Every ``.idx`` and ``.bin``, which is what a stage names as its inputs."""
+        return [path(prefix) for prefix in self.prefixes for path in (idx_path, bin_path)]
+
+    @cached_property
+    def fingerprints(self) -> list[dict[str, Any]]:
+        """Per prefix its path, documents, tokens and the checksum of its ``.idx``.
+
+        Stages that store ids keep this, so that ids and corpus can be matched by content.
+        """
+        return [
+            {
+                "prefix": str(prefix),
+                "documents": len(index.lengths),
+                "tokens": len(tokens),
+                "idx_sha256": fingerprint(idx_path(prefix))["sha256"],
+            }
+            for prefix, index, tokens in zip(self.prefixes, self._indexes, self._bins, strict=True)
+        ]
+
+
+def _recorded_tokenizer(prefix: Path) -> str | None:
+    """Checksum of the ``tokenizer.json`` that the box of a prefix was made with, if it says so."""
+    if not (prefix.parent / MANIFEST).is_file():
+        return None
+    manifest = Manifest.read(prefix.parent)
+    entry = manifest.outputs.get(f"tokenizer/{FILENAME}", {})
+    return entry.get("sha256")
