@@ -53,8 +53,16 @@ def validate_and_complete(args: Namespace) -> None:
         raise InputError("--sft changes how losses are averaged; leave it out")
     if synthesis and args.context_parallel_size > 1:
         raise InputError("--sbp-objective synthesis does not run with --context-parallel-size > 1")
-    # Without it micro-batches with few d2 tokens would weigh as much as those with many.
-    args.calculate_per_token_loss |= synthesis
+    if args.transformer_impl == "local" and args.reset_attention_mask:
+        raise InputError(
+            "--reset-attention-mask needs --transformer-impl transformer_engine: "
+            "the local attention has a causal mask only"
+        )
+    if synthesis:
+        # Without it micro-batches with few d2 tokens would weigh as much as those with many.
+        args.calculate_per_token_loss = True
+        # One pair a row, padded at its end: the causal mask of the attention itself is enough.
+        args.create_attention_mask_in_dataloader = False
 
 
 def separator_ids(tokenizer: Any, separator: str) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from megatron.core.datasets.utils import Split
 from megatron_sbp import manifest
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
-from megatron_sbp.mining.store import PairStore
+from megatron_sbp.mining.pairs import PairStore
 
 _CONTROL_WINDOW = 32
 
@@ -110,7 +110,7 @@ class PairedDocumentDataset(MegatronDataset):
     ):
         super().__init__(dataset, dataset_path, indices, num_samples, index_split, config)
         store = dataset.pairs
-        self._offsets = np.cumsum([0, *(entry["documents"] for entry in store.corpus)])
+        self._offsets = np.cumsum([0, *(entry["documents"] for entry in _corpus(store))])
         ranges = split_ranges(config, store, index_split)
         self._corpora = {number: Corpus([path]) for number, (path, _, _) in ranges.items()}
         low, high = self._offsets[dataset.number] + np.array([indices[0], indices[-1] + 1])
@@ -137,12 +137,12 @@ class PairedDocumentDataset(MegatronDataset):
         Raises:
             InputError: If the pairs were not mined over this prefix.
         """
-        store = PairStore(config.pairs)
+        store = _open_pairs(config.pairs)
         wanted = manifest.fingerprint(f"{dataset_path}.idx")["sha256"]
-        for number, entry in enumerate(store.corpus):
+        for number, entry in enumerate(_corpus(store)):
             if entry["idx_sha256"] == wanted:
                 return PairedPrefix(store, dataset_path, number, entry["documents"])
-        mined = ", ".join(entry["prefix"] for entry in store.corpus)
+        mined = ", ".join(entry["prefix"] for entry in _corpus(store))
         raise InputError(
             f"{dataset_path}: is not a corpus of the pairs in {config.pairs} (mined over {mined}); "
             "mine pairs over it or leave it out of the data path"
@@ -263,6 +263,20 @@ def split_ranges(
         first, last = (round(bound * float(prefix.documents)) for bound in share)
         ranges[prefix.number] = (path, first, last)
     return ranges
+
+
+@lru_cache(maxsize=8)
+def _open_pairs(directory: str) -> PairStore:
+    return PairStore(directory)
+
+
+def _corpus(store: PairStore) -> list[dict[str, Any]]:
+    """Fingerprints of the corpus that the ids of a pair store mean."""
+    if store.corpus is None:
+        raise InputError(
+            f"{store.directory}: does not say which corpus its ids mean; mine with --corpus"
+        )
+    return store.corpus
 
 
 @lru_cache(maxsize=8)

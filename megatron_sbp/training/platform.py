@@ -8,8 +8,8 @@ machine with CUDA.
 What is mapped, and how:
 
 * tensors: a ``torch.overrides.TorchFunctionMode`` sends every ``device`` that names CUDA to the
-  CPU, makes ``.cuda()`` the identity and lets ``Tensor.type()`` answer with the CUDA type names that
-  Megatron's optimizer asserts on;
+  CPU, makes ``.cuda()`` the identity and lets ``Tensor.type()`` answer with the CUDA type names
+  that Megatron's optimizer asserts on;
 * ``torch.cuda``: one device, streams and events that do nothing, memory statistics of zero, the
   CPU's random state;
 * Megatron: no CUDA assertion at start, no torch.compile of small fused functions, and no ``make``
@@ -19,6 +19,7 @@ What is mapped, and how:
 import contextlib
 import functools
 import importlib.util
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -39,6 +40,7 @@ CPU_ARGUMENTS = [
     "--no-bias-dropout-fusion",
     "--no-rope-fusion",
     "--disable-jit-fuser",
+    "--no-create-attention-mask-in-dataloader",
 ]
 """Megatron arguments that the CPU needs; they come last on the command line, so they win."""
 
@@ -110,6 +112,8 @@ def install() -> bool:
         return False
     if _mode is None:
         print("no CUDA device: Megatron's training loop runs on the CPU (gloo)", flush=True)
+        # Megatron asks for it with tensor parallelism; it orders kernels of a device that is not.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         _map_torch_cuda()
         _mode = CudaToCpu()
         _mode.__enter__()
