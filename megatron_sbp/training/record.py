@@ -1,6 +1,5 @@
-"""What a training run leaves besides Megatron's checkpoints: metrics.jsonl and its manifest."""
+"""What a training run leaves besides Megatron's checkpoints: metrics and a manifest."""
 
-import json
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -13,50 +12,8 @@ from megatron.core.transformer.module import param_is_not_shared
 from megatron.training import global_vars
 
 from megatron_sbp import manifest
+from megatron_sbp.metrics import MetricsWriter, read_metrics
 from megatron_sbp.training.data import data_paths
-
-METRICS = "metrics.jsonl"
-
-
-class MetricsWriter:
-    """Megatron's TensorBoard writer, writing lines of JSON, and passing on to a real one if given.
-
-    A resumed run appends: of two lines with the same iteration and metric the later one counts.
-
-    Args:
-        path: The file.
-        tensorboard: A ``SummaryWriter`` to pass everything on to, or None.
-    """
-
-    def __init__(self, path: Path, tensorboard: Any = None):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a")  # noqa: SIM115 (open as long as the run)
-        self._tensorboard = tensorboard
-
-    def add_scalar(self, name: str, value: Any, step: int) -> None:
-        """Write one value. Megatron's duplicates by sample count are left out."""
-        if not name.endswith("vs samples"):
-            line = {"iteration": int(step), "metric": name, "value": float(value)}
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        if self._tensorboard is not None:
-            self._tensorboard.add_scalar(name, value, step)
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything that is not a scalar (text, histograms) goes to TensorBoard or nowhere."""
-        if self._tensorboard is not None:
-            return getattr(self._tensorboard, name)
-        return lambda *args, **kwargs: None
-
-
-def read_metrics(directory: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Metrics of a run: name -> (iteration, value), by iteration."""
-    series: dict[str, dict[int, float]] = {}
-    with open(Path(directory) / METRICS) as file:
-        for line in file:
-            entry = json.loads(line)
-            series.setdefault(entry["metric"], {})[entry["iteration"]] = entry["value"]
-    return {name: sorted(values.items()) for name, values in series.items()}
 
 
 class RunRecord:
@@ -74,8 +31,7 @@ class RunRecord:
         self._parameters = 0
         self._writes = args.save is not None and args.rank == args.world_size - 1
         if self._writes:
-            path = Path(args.save) / METRICS
-            writer = MetricsWriter(path, global_vars._GLOBAL_TENSORBOARD_WRITER)
+            writer = MetricsWriter(args.save, global_vars._GLOBAL_TENSORBOARD_WRITER)
             global_vars._GLOBAL_TENSORBOARD_WRITER = writer
 
     def count_parameters(self, model: list[Any]) -> list[Any]:

@@ -1,0 +1,330 @@
+"""What a report says, as plain data: report.json is this, report.html shows it."""
+
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.evaluation.report_boxes import ROLES, STAGES, Box, read_audit
+from megatron_sbp.manifest import Manifest
+from megatron_sbp.metrics import read_metrics
+
+Boxes = dict[str, Box]
+
+ARMS = ("baseline", "synthesizer", "joint")
+_CURVE_POINTS = 400
+_SHAPE = {
+    "layers": "num-layers",
+    "hidden size": "hidden-size",
+    "feed-forward size": "ffn-hidden-size",
+    "attention heads": "num-attention-heads",
+    "key-value groups": "num-query-groups",
+    "peak learning rate": "lr",
+    "final learning rate": "min-lr",
+    "learning rate schedule": "lr-decay-style",
+    "weight decay": "weight-decay",
+}
+
+
+def missing(boxes: Boxes) -> list[dict[str, str]]:
+    """The roles without a box."""
+    return [
+        {"role": role, "name": name, "flag": f"--{role}"}
+        for role, name in ROLES.items()
+        if role not in boxes
+    ]
+
+
+# What was run, and on what
+
+
+def setting(boxes: Boxes) -> dict[str, Any]:
+    """Versions, machine, commands, the models' shape and every stage's options."""
+    manifests = {role: box.manifest for role, box in boxes.items()}
+    environments = [manifest.environment for manifest in manifests.values()]
+    packages: dict[str, list[str]] = {}
+    for environment in environments:
+        own = {"megatron_sbp": environment.get("megatron_sbp"), "Python": environment.get("python")}
+        for name, version in (own | environment.get("packages", {})).items():
+            if version and version not in packages.setdefault(name, []):
+                packages[name].append(version)
+    finished = sorted(entry["finished"] for entry in environments if "finished" in entry)
+    return {
+        "machines": _distinct(map(_machine, environments)),
+        "versions": {name: ", ".join(versions) for name, versions in packages.items()},
+        "finished": {"first": finished[0], "last": finished[-1]} if finished else None,
+        "commands": [
+            {"stage": STAGES[role], "command": _command(manifest)}
+            for role, manifest in manifests.items()
+        ],
+        "options": {
+            STAGES[role]: manifest.options
+            for role, manifest in manifests.items()
+            if manifest.stage != "train"
+        },
+        "models": _models({arm: manifests[arm] for arm in ARMS if arm in manifests}),
+        "data": _data(boxes),
+    }
+
+
+def _distinct(items: Iterable[Any]) -> list[Any]:
+    seen: list[Any] = []
+    for item in items:
+        if item not in seen:
+            seen.append(item)
+    return seen
+
+
+def _machine(environment: dict[str, Any]) -> dict[str, Any]:
+    return {key: environment.get(key) for key in ("platform", "cpus", "memory_bytes", "devices")}
+
+
+def _command(manifest: Manifest) -> str:
+    """The command of a stage as it is typed in the repository."""
+    if manifest.stage == "train":
+        arguments = manifest.options.get("arguments", [])
+        return "python -m megatron_sbp.pretrain " + shlex.join(arguments)
+    program, *arguments = manifest.environment.get("command") or ["?"]
+    return f"python tools/{Path(program).name} {shlex.join(arguments)}"
+
+
+def _models(manifests: dict[str, Manifest]) -> dict[str, dict[str, Any]]:
+    """Row name -> arm -> value: shape, recipe and length of every training run."""
+    rows: dict[str, dict[str, Any]] = {}
+    for arm, manifest in manifests.items():
+        counts = manifest.counts
+        given = _flags(manifest.options.get("arguments", []))
+        values = {
+            "parameters": counts.get("parameters"),
+            **{name: given.get(flag) for name, flag in _SHAPE.items()},
+            "context, tokens": counts.get("sequence_length"),
+            "sequences per step": counts.get("global_batch_size"),
+            "steps": counts.get("iterations"),
+            "positions trained on": counts.get("tokens"),
+            "positions with a loss": counts.get("supervised_tokens"),
+        }
+        for name, value in values.items():
+            rows.setdefault(name, {})[arm] = value
+    return {name: row for name, row in rows.items() if any(row.values())}
+
+
+def _flags(arguments: Sequence[str]) -> dict[str, str]:
+    """Flag without its dashes -> its values in one string."""
+    flags: dict[str, str] = {}
+    name = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, _, value = argument[2:].partition("=")
+            flags[name] = value
+        else:
+            flags[name] = f"{flags.get(name, '')} {argument}".strip()
+    return flags
+
+
+def _data(boxes: Boxes) -> list[dict[str, Any]]:
+    """Documents and tokens of every prefix."""
+    return [
+        {"role": role, "prefix": entry["prefix"]}
+        | {name: entry[name] for name in ("documents", "tokens")}
+        for role in ("corpus", "synthetic", "filtered")
+        if role in boxes
+        for entry in Corpus(boxes[role].prefixes).fingerprints
+    ]
+
+
+# Losses
+
+
+def headline(boxes: Boxes) -> dict[str, Any]:
+    """The held-out losses, in nats per token."""
+    baseline = _final(boxes, "baseline", "lm loss validation")
+    joint = _final(boxes, "joint", "lm loss validation")
+    true = _final(boxes, "synthesizer", "synthesis loss validation")
+    random = _final(boxes, "synthesizer", "random-d1 loss validation")
+    return {
+        "baseline": baseline,
+        "joint": joint,
+        "tokens": {
+            arm: boxes[arm].manifest.counts.get("tokens")
+            for arm in ("baseline", "joint")
+            if arm in boxes
+        },
+        "difference": None if baseline is None or joint is None else joint - baseline,
+        "true_d1": true,
+        "random_d1": random,
+        "gain": None if true is None or random is None else random - true,
+    }
+
+
+def _final(boxes: Boxes, arm: str, metric: str) -> float | None:
+    """Last value of a held-out metric; the name of Megatron's validation set may follow it."""
+    if arm not in boxes:
+        return None
+    for name, value in boxes[arm].manifest.counts.get("final", {}).items():
+        if _is_metric(name, metric):
+            return _finite(value)
+    return None
+
+
+def _is_metric(name: str, metric: str) -> bool:
+    return re.fullmatch(re.escape(metric) + r"(-\S+)?", name) is not None
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinities."""
+    return float(value) if np.isfinite(value) else None
+
+
+def losses(boxes: Boxes) -> list[dict[str, Any]]:
+    """Curves of every run; training losses as at most 400 means over blocks of steps."""
+    wanted = {
+        "baseline": {"lm loss": "training", "lm loss validation": "held-out"},
+        "joint": {"lm loss": "training", "lm loss validation": "held-out"},
+        "synthesizer": {
+            "synthesis loss": "training",
+            "synthesis loss validation": "held-out, true d1",
+            "random-d1 loss validation": "held-out, random d1",
+        },
+    }
+    curves = []
+    for arm, metrics in wanted.items():
+        series = read_metrics(boxes[arm].directory) if arm in boxes else {}
+        for metric, label in metrics.items():
+            for name, points in series.items():
+                if not _is_metric(name, metric):
+                    continue
+                block = max(1, -(-len(points) // _CURVE_POINTS)) if label == "training" else 1
+                curves.append(
+                    {"run": arm, "loss": label, "block": block, "points": _means(points, block)}
+                )
+    return curves
+
+
+def _means(points: list[tuple[int, float]], block: int) -> list[list[float]]:
+    """(iteration, value) averaged over blocks; the iteration is the block's last."""
+    finite = [(iteration, value) for iteration, value in points if np.isfinite(value)]
+    return [
+        [chunk[-1][0], float(np.mean([value for _, value in chunk]))]
+        for chunk in (finite[start : start + block] for start in range(0, len(finite), block))
+    ]
+
+
+# Counts
+
+
+def ledger(boxes: Boxes) -> list[dict[str, Any]]:
+    """What every run read: source by source, and in total."""
+    arms = []
+    for arm in ARMS:
+        if arm not in boxes:
+            continue
+        rows = boxes[arm].manifest.counts.get("ledger", [])
+        arms.append(
+            {
+                "arm": arm,
+                "sources": rows,
+                "tokens_seen": sum(row["tokens_seen"] for row in rows),
+                "synthetic_share": _synthetic_share(rows),
+            }
+        )
+    return arms
+
+
+def _synthetic_share(rows: list[dict[str, Any]]) -> float:
+    total = sum(row["tokens_seen"] for row in rows)
+    synthetic = sum(row["tokens_seen"] for row in rows if row["kind"] == "synthetic")
+    return synthetic / total if total else 0.0
+
+
+def warnings(content: dict[str, Any]) -> list[str]:
+    """What breaks the method or the comparison."""
+    found = []
+    for arm in content["ledger"]:
+        for row in arm["sources"]:
+            if row["kind"] == "synthetic" and row["tokens_seen"] > row["tokens"]:
+                found.append(
+                    f"{arm['arm']}: the synthetic documents of {row['prefix']} were read "
+                    f"{row['epochs']:.2f} times; the method reads them at most once"
+                )
+    seen = {arm["arm"]: arm["tokens_seen"] for arm in content["ledger"]}
+    if {"baseline", "joint"} <= seen.keys() and seen["baseline"] != seen["joint"]:
+        found.append(
+            f"the baseline read {seen['baseline']:,} tokens and the joint run {seen['joint']:,}; "
+            "their losses compare only at equal numbers"
+        )
+    return found
+
+
+def cost(boxes: Boxes) -> list[dict[str, Any]]:
+    """Seconds and peak memory of every stage."""
+    return [
+        {
+            "stage": STAGES[role],
+            "seconds": box.manifest.seconds,
+            "peak_memory_bytes": box.manifest.peak_memory_bytes,
+        }
+        for role, box in boxes.items()
+    ]
+
+
+def filters(boxes: Boxes) -> list[dict[str, Any]]:
+    """What every stage that leaves something out was given, left out for which reason, and kept."""
+    tables = []
+    for role, title, removed, kept in (
+        ("corpus", "documents read", "skipped", ("documents", "heldout_documents")),
+        ("pairs", "ordered pairs of two documents", "removed", ("pairs",)),
+        ("filtered", "synthetic documents", "removed", ("documents",)),
+    ):
+        counts = boxes[role].manifest.counts if role in boxes else {}
+        reasons = counts.get(removed)
+        if reasons is None:
+            continue
+        left = sum(counts[name] for name in kept)
+        tables.append(
+            {
+                "stage": STAGES[role],
+                "title": title,
+                "given": left + sum(reasons.values()),
+                "removed": {name.replace("_", " "): count for name, count in reasons.items()},
+                "kept": left,
+            }
+        )
+    return tables
+
+
+def audit(boxes: Boxes) -> dict[str, Any] | None:
+    """The quality audit as the audit wrote it."""
+    return read_audit(boxes["audit"].directory) if "audit" in boxes else None
+
+
+# What the figures mean
+
+
+def reading(content: dict[str, Any]) -> list[str]:
+    """What the figures say and what they do not."""
+    sentences = [
+        "One run of each kind with one seed: the difference between the joint run and the baseline "
+        "has no error bar here, and another seed may change its sign.",
+        "The held-out documents come from the same source as the training documents: their loss "
+        "says how well a run fits this corpus, and nothing about other text or tasks.",
+        "Baseline and joint run are matched by the tokens that the final model reads. Embedding, "
+        "mining, tuning and generating come on top; their seconds are under Cost.",
+        "The conditional gain is measured on pairs of held-out documents. It says that d1 helps to "
+        "predict d2; it does not say that what the synthesizer writes is true, new or useful.",
+        "The audit counts what can be counted without a judge. It does not look for false "
+        "statements.",
+        "Seconds and memory are those of this machine and of whatever else it was doing.",
+    ]
+    parameters = content["setting"]["models"].get("parameters", {})
+    if parameters:
+        sentences.insert(
+            0,
+            f"The models have {max(filter(None, parameters.values())):,} parameters. The paper's "
+            "gains are those of 3 and 6 billion parameters on 200 billion tokens and more; "
+            "a run of this size shows that the loop works, not how large its gain is.",
+        )
+    return sentences

@@ -1,0 +1,409 @@
+"""The stage protocol: complete under the final name or not there at all; nothing read on trust."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron_sbp import manifest
+from megatron_sbp.errors import InputError
+from megatron_sbp.manifest import Manifest, Stage, fingerprint
+
+
+def make_box(directory: Path, **options: Any) -> Manifest:
+    """A finished box with one file in it and one in a folder."""
+    with Stage.open(directory, "mine", options=options, inputs=[]) as stage:
+        (stage.workspace / "data.bin").write_bytes(b"abc")
+        (stage.workspace / "folder").mkdir()
+        (stage.workspace / "folder" / "more.txt").write_text("def")
+        return stage.finish(counts={"pairs": 3})
+
+
+def write_manifest(directory: Path, text: str | bytes) -> None:
+    directory.mkdir(exist_ok=True)
+    (directory / manifest.FILENAME).write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def valid_fields(**changes: Any) -> dict[str, Any]:
+    fields = {"stage": "mine", "options": {}, "inputs": {}, "format": manifest.FORMAT}
+    return fields | changes
+
+
+# The protocol
+
+
+def test_the_final_name_appears_only_when_complete(tmp_path: Path) -> None:
+    box = tmp_path / "box"
+    with Stage.open(box, "mine", options={}, inputs=[]) as stage:
+        (stage.workspace / "data.bin").write_bytes(b"abc")
+        assert not box.exists()
+        stage.finish(counts={"pairs": 3})
+        assert box.is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["box"]
+    assert sorted(path.name for path in box.iterdir()) == ["data.bin", "manifest.json"]
+
+
+def test_the_manifest_says_what_was_written(tmp_path: Path) -> None:
+    source = tmp_path / "source.txt"
+    source.write_text("input")
+    with Stage.open(tmp_path / "box", "mine", options={"k": 4}, inputs=[source]) as stage:
+        (stage.workspace / "folder").mkdir()
+        (stage.workspace / "folder" / "data.bin").write_bytes(b"abc")
+        stage.finish(counts={"pairs": 3})
+    found = Manifest.read(tmp_path / "box")
+    assert found.stage == "mine"
+    assert found.options == {"k": 4}
+    assert found.counts == {"pairs": 3}
+    assert found.inputs[str(source)]["sha256"] == hashlib.sha256(b"input").hexdigest()
+    entry = found.outputs["folder/data.bin"]
+    assert (entry["bytes"], entry["sha256"]) == (3, hashlib.sha256(b"abc").hexdigest())
+    assert found.seconds > 0
+    assert found.peak_memory_bytes > 2**20
+    assert {"python", "packages", "command", "cpus"} <= found.environment.keys()
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError),
+        Stage.open(tmp_path / "box", "mine", options={}, inputs=[]) as stage,
+    ):
+        (stage.workspace / "data.bin").write_bytes(b"abc")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_directory_may_be_given(tmp_path: Path) -> None:
+    (tmp_path / "box").mkdir()
+    make_box(tmp_path / "box")
+    assert Manifest.read(tmp_path / "box").counts == {"pairs": 3}
+
+
+def test_sigkill_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+    """The next run does not mistake what a killed one left for anything of its own."""
+    box = tmp_path / "box"
+    killed = run_stage(box, "os.kill(os.getpid(), signal.SIGKILL)", resumable=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not box.exists()
+    assert (tmp_path / "box.partial" / "piece").exists()
+
+    with Stage.open(box, "mine", options={}, inputs=[]) as stage:
+        assert not (stage.workspace / "piece").exists()
+        stage.finish(counts={})
+    assert sorted(Manifest.read(box).outputs) == []
+
+
+def test_a_resumable_stage_finds_its_pieces_after_sigkill(tmp_path: Path) -> None:
+    box = tmp_path / "box"
+    run_stage(box, "os.kill(os.getpid(), signal.SIGKILL)", resumable=True)
+    assert not box.exists()
+    with Stage.open(box, "mine", options={}, inputs=[], resumable=True) as stage:
+        assert (stage.workspace / "piece").read_text() == "half"
+        stage.finish(counts={})
+    assert sorted(Manifest.read(box).outputs) == ["piece"]
+
+
+def test_seconds_of_resumed_attempts_add_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(manifest.time, "perf_counter", lambda: now)
+    box = tmp_path / "box"
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Stage.open(box, "mine", options={}, inputs=[], resumable=True) as stage,
+    ):
+        (stage.workspace / "piece").write_text("half")
+        now += 7
+        stage.checkpoint()
+        now += 2
+        raise KeyboardInterrupt
+    now += 1000  # the time between the attempts does not count
+    with Stage.open(box, "mine", options={}, inputs=[], resumable=True) as stage:
+        now += 30
+        assert stage.finish(counts={}).seconds == pytest.approx(39)
+
+
+def test_a_finished_output_is_recognised_wherever_its_inputs_lie(tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "real.idx").write_text("same content")
+    first = tmp_path / "here" / "real.idx"
+    with Stage.open(tmp_path / "box", "mine", options={"k": (1, 2)}, inputs=[first]) as stage:
+        stage.finish(counts={"pairs": 3})
+    moved = tmp_path / "there" / "real.idx"
+    with Stage.open(tmp_path / "box", "mine", options={"k": [1, 2]}, inputs=[moved]) as stage:
+        assert stage.complete
+        assert stage.manifest.counts == {"pairs": 3}
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"options": {"k": 8}}, "k: 4 -> 8"),
+        ({"options": {"k": 4, "extra": 1}}, "extra: 'absent' -> 1"),
+        ({"name": "embed"}, "stage: 'mine' -> 'embed'"),
+        ({"content": "other"}, "input 0 real.idx"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_was_made_differently_is_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], named: str, finished: bool
+) -> None:
+    source = tmp_path / "real.idx"
+
+    def start(name: str = "mine", content: str = "one", options: Any = None) -> None:
+        source.write_text(content)
+        options = options or {"k": 4}
+        box = tmp_path / "box"
+        with Stage.open(box, name, options=options, inputs=[source], resumable=True) as stage:
+            (stage.workspace / "piece").write_text("half")
+            if not finished:
+                raise KeyboardInterrupt
+            stage.finish(counts={})
+
+    if finished:
+        start()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    with pytest.raises(InputError, match="made differently") as refusal:
+        start(**change)
+    assert named in str(refusal.value)
+    assert "remove it or choose another output" in str(refusal.value)
+
+
+def test_a_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
+    box = tmp_path / "box"
+    with Stage.open(box, "mine", options={}, inputs=[]) as stage:
+        second = run_stage(box, "pass", resumable=False)
+        assert second.returncode == 2
+        assert "another run is writing this output" in second.stderr
+        (stage.workspace / "data.bin").write_bytes(b"abc")
+        stage.finish(counts={})
+    assert sorted(Manifest.read(box).outputs) == ["data.bin"]
+
+
+def test_a_run_that_opened_the_lock_before_the_rename_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the lock file and locking it, the first run may finish."""
+    box = tmp_path / "box"
+    first = Stage.open(box, "mine", options={}, inputs=[])
+    real_flock = manifest.fcntl.flock
+
+    def finish_first(lock: int, operation: int) -> None:
+        monkeypatch.setattr(manifest.fcntl, "flock", real_flock)
+        with first:
+            first.finish(counts={"pairs": 3})
+        real_flock(lock, operation)
+
+    monkeypatch.setattr(manifest.fcntl, "flock", finish_first)
+    with pytest.raises(InputError, match="another run is writing this output"):
+        Stage.open(box, "mine", options={}, inputs=[])
+    assert Manifest.read(box).counts == {"pairs": 3}
+
+
+def test_a_refused_resumption_does_not_keep_the_lock(tmp_path: Path) -> None:
+    box = tmp_path / "box"
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Stage.open(box, "mine", options={"k": 1}, inputs=[], resumable=True) as stage,
+    ):
+        (stage.workspace / "piece").write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(InputError, match="made differently"):
+        Stage.open(box, "mine", options={"k": 2}, inputs=[], resumable=True)
+    with Stage.open(box, "mine", options={"k": 1}, inputs=[], resumable=True) as stage:
+        stage.finish(counts={})
+
+
+@pytest.mark.parametrize("place", ["box", "box.partial"])
+def test_files_of_the_user_are_not_touched(tmp_path: Path, place: str) -> None:
+    (tmp_path / place).mkdir()
+    (tmp_path / place / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="holds files that no stage wrote"):
+        Stage.open(tmp_path / "box", "mine", options={}, inputs=[])
+    assert (tmp_path / place / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_file_in_the_place_of_the_output_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "box").write_text("a file")
+    with pytest.raises(InputError, match="is a file"):
+        Stage.open(tmp_path / "box", "mine", options={}, inputs=[])
+
+
+def test_a_missing_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.idx: No such file"):
+        Stage.open(tmp_path / "box", "mine", options={}, inputs=[tmp_path / "absent.idx"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["shorter", "gone"])
+def test_a_damaged_output_is_not_recognised(tmp_path: Path, damage: str) -> None:
+    make_box(tmp_path / "box")
+    data = tmp_path / "box" / "folder" / "more.txt"
+    if damage == "shorter":
+        data.write_text("d")
+    else:
+        data.unlink()
+    with pytest.raises(InputError, match=r"more\.txt: (is missing|has 1 bytes), .* says 3"):
+        Stage.open(tmp_path / "box", "mine", options={}, inputs=[])
+
+
+# Manifests that no stage wrote
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "folder/../../outside"])
+def test_outputs_outside_the_directory_are_refused(tmp_path: Path, name: str) -> None:
+    entry = {"bytes": 1, "sha256": "0", "mtime_ns": 0}
+    write_manifest(tmp_path, json.dumps(valid_fields(outputs={name: entry})))
+    with pytest.raises(InputError, match="lies outside its directory"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        "[" * 100_000,
+        "9" * 10_000,
+        json.dumps({"format": "megatron_sbp manifest 99"}),
+        json.dumps({"format": manifest.FORMAT}),
+        json.dumps(valid_fields(surprise=1)),
+        json.dumps(valid_fields(stage=7)),
+        json.dumps(valid_fields(options=[1])),
+        json.dumps(valid_fields(outputs=["data.bin"])),
+        json.dumps(valid_fields(outputs={"data.bin": 5})),
+        json.dumps(valid_fields(inputs={"data.bin": {"bytes": 5}})),
+        json.dumps(valid_fields(seconds="long")),
+        b"\xff\xfe",
+    ],
+)
+def test_what_is_no_manifest_is_refused_in_one_line(tmp_path: Path, text: str | bytes) -> None:
+    write_manifest(tmp_path, text)
+    (tmp_path / "data.bin").write_bytes(b"abc")
+    with pytest.raises(InputError, match=r"manifest\.json: "):
+        Manifest.read(tmp_path)
+    # As an input, a file beside such a manifest is simply read.
+    assert fingerprint(tmp_path / "data.bin")["sha256"] == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_no_manifest_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not the finished output of a stage"):
+        Manifest.read(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="Not a directory"):
+        Manifest.read(tmp_path / "file")
+
+
+_json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+_almost_manifests = st.dictionaries(
+    st.sampled_from(["stage", "options", "inputs", "outputs", "counts", "seconds", "environment"]),
+    _json_values,
+).map(lambda fields: json.dumps(valid_fields(**fields)).encode())
+
+
+@given(content=st.binary(max_size=200) | _json_values.map(repr).map(str.encode) | _almost_manifests)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_bytes_are_a_manifest_or_an_input_error(tmp_path: Path, content: bytes) -> None:
+    write_manifest(tmp_path, content)
+    (tmp_path / "data.bin").write_bytes(b"abc")
+    assert fingerprint(tmp_path / "data.bin")["sha256"] == hashlib.sha256(b"abc").hexdigest()
+    try:
+        found = Manifest.read(tmp_path)
+    except InputError:
+        return
+    with contextlib.suppress(InputError):
+        found.check_outputs(tmp_path)
+
+
+@given(
+    fields=st.fixed_dictionaries(
+        {
+            "options": st.dictionaries(st.text(), st.integers() | st.text() | st.booleans()),
+            "counts": st.dictionaries(st.text(), st.integers() | st.lists(st.integers())),
+            "seconds": st.floats(min_value=0, allow_infinity=False),
+        }
+    )
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_manifest_reads_as_it_was_written(tmp_path: Path, fields: dict[str, Any]) -> None:
+    written = Manifest(stage="mine", inputs={}, **fields)
+    written.write(tmp_path)
+    assert Manifest.read(tmp_path) == written
+    assert [path.name for path in tmp_path.iterdir()] == [manifest.FILENAME]
+
+
+# Fingerprints
+
+
+def test_a_recorded_fingerprint_is_used_without_reading(tmp_path: Path) -> None:
+    make_box(tmp_path / "box")
+    data = tmp_path / "box" / "data.bin"
+    status = data.stat()
+    # Other bytes behind the same size and time: only a file that is not read again hides that.
+    data.write_bytes(b"xyz")
+    os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert fingerprint(data)["sha256"] == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    make_box(tmp_path / "box")
+    data = tmp_path / "box" / "data.bin"
+    status = data.stat()
+    data.write_bytes(b"xyz")
+    os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert fingerprint(data)["sha256"] == hashlib.sha256(b"xyz").hexdigest()
+    data.write_bytes(b"longer")
+    os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert fingerprint(data) == {"bytes": 6, "sha256": hashlib.sha256(b"longer").hexdigest()}
+
+
+def test_a_failed_atomic_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), manifest.atomic_write(path) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def run_stage(box: Path, ending: str, *, resumable: bool) -> subprocess.CompletedProcess[str]:
+    """A stage in a process of its own that writes half of its output and then runs ``ending``."""
+    program = f"""
+        import os, signal
+        from megatron_sbp import cli
+        from megatron_sbp.manifest import Stage
+
+        def main():
+            with Stage.open({str(box)!r}, "mine", options={{}}, inputs=[],
+                            resumable={resumable}) as stage:
+                (stage.workspace / "piece").write_text("half")
+                {ending}
+
+        cli.run(main)
+    """
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True
+    )
