@@ -96,6 +96,24 @@ class Corpus:
             return tokens[:-1]
         return tokens
 
+    def body_lengths(self, documents: np.ndarray, eod: int) -> np.ndarray:
+        """Tokens of documents without the ``eod`` at their end.
+
+        Args:
+            documents: Flat ids, int64 [n].
+            eod: The end-of-document token.
+
+        Returns:
+            int64 [n].
+        """
+        lengths = self.lengths[documents].astype(np.int64)
+        for number, (index, tokens) in enumerate(zip(self._indexes, self._bins, strict=True)):
+            first, last = self.offsets[number], self.offsets[number + 1]
+            here = np.flatnonzero((documents >= first) & (documents < last) & (lengths > 0))
+            begins = index.pointers[documents[here] - first] // index.dtype.itemsize
+            lengths[here] -= tokens[begins + lengths[here] - 1] == eod
+        return lengths
+
     def text(self, document: int) -> str:
         """Text of a document."""
         return next(self.texts([document]))

@@ -6,9 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core import mpu
-from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.training import get_tokenizer
@@ -18,10 +16,10 @@ from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import FILENAME
 from megatron_sbp.training.arguments import separator_ids
+from megatron_sbp.training.ledger import check_synthetic_once, ledger
 from megatron_sbp.training.paired_dataset import (
     PairedDocumentDataset,
     PairedDocumentDatasetConfig,
-    PairedPrefix,
 )
 
 
@@ -151,77 +149,3 @@ def _token(tokenizer: Any, name: str, default: int) -> int:
     except (AttributeError, NotImplementedError):
         return default
     return default if token is None else int(token)
-
-
-def check_synthetic_once(dataset: Any, synthetic: Sequence[str]) -> None:
-    """Refuse a run that would read a synthetic document twice.
-
-    The method trains on synthetic documents once and repeats real ones (arXiv 2509.15248, section
-    3).
-
-    Raises:
-        InputError: Naming the prefix and how often it would be read.
-    """
-    for member in _members(dataset):
-        if member.dataset_path in synthetic and len(member.shuffle_index) > 0:
-            tokens = int(member.dataset.sequence_lengths.sum())
-            needed = _samples(dataset, member, None) * member.config.sequence_length
-            if needed > tokens:
-                raise InputError(
-                    f"{member.dataset_path}: the run would read its {tokens:,} synthetic tokens "
-                    f"{needed / tokens:.2f} times; lower its weight or synthesize more"
-                )
-
-
-def ledger(dataset: Any, consumed: int, synthetic: Sequence[str]) -> list[dict[str, Any]]:
-    """What a run read of each source.
-
-    Args:
-        dataset: The training dataset.
-        consumed: Samples that were trained on.
-        synthetic: Prefixes that are synthetic.
-
-    Returns:
-        One entry a source: prefix, kind, documents, tokens (unique ones; for pairs the supervised
-        tokens of an epoch), tokens_seen, epochs.
-    """
-    entries = []
-    for member in _members(dataset):
-        samples = _samples(dataset, member, consumed)
-        if isinstance(member.dataset, PairedPrefix):
-            kind, documents = "pairs", member.pairs
-            tokens = member.supervised_tokens()
-            epochs = samples / member.pairs
-            seen = round(epochs * tokens)
-        else:
-            kind = "synthetic" if member.dataset_path in synthetic else "real"
-            documents, tokens = len(member.indices), _tokens(member)
-            seen = samples * member.config.sequence_length
-            epochs = seen / tokens
-        entries.append(
-            {
-                "prefix": member.dataset_path,
-                "kind": kind,
-                "documents": documents,
-                "tokens": tokens,
-                "tokens_seen": seen,
-                "epochs": epochs,
-            }
-        )
-    return entries
-
-
-def _tokens(member: GPTDataset) -> int:
-    return int(member.dataset.sequence_lengths[member.indices].sum())
-
-
-def _members(dataset: Any) -> list[Any]:
-    return dataset.datasets if isinstance(dataset, BlendedDataset) else [dataset]
-
-
-def _samples(dataset: Any, member: Any, consumed: int | None) -> int:
-    """How many of the first ``consumed`` samples (None: of all) come from ``member``."""
-    if not isinstance(dataset, BlendedDataset):
-        return len(dataset) if consumed is None else consumed
-    drawn = torch.from_numpy(dataset.dataset_index[:consumed].astype("int64"))
-    return int((drawn == dataset.datasets.index(member)).sum())

@@ -70,18 +70,24 @@ class PairedPrefix:
     """Number of its documents."""
 
 
-def fit(first: int, second: int, room: int) -> tuple[int, int]:
+type Lengths = np.ndarray | np.integer
+"""One length or many."""
+
+
+def fit(first: Lengths, second: Lengths, room: int) -> tuple[Lengths, Lengths]:
     """Lengths of d1 and d2 that fit into ``room`` tokens together.
 
-    d1 gives way first, but not below half of the room; then d2 does.
+    d1 gives way first, but not below half of the room; then d2 does: of 400 tokens, documents of
+    (300, 150) get (250, 150) and documents of (300, 300) get (200, 200).
 
-    >>> fit(100, 200, 400), fit(300, 150, 400), fit(300, 300, 400)
-    ((100, 200), (250, 150), (200, 200))
+    Args:
+        first: Lengths of d1, int64 [n].
+        second: Lengths of d2, int64 [n].
+        room: Tokens that there are for both.
     """
-    if first + second <= room:
-        return first, second
-    first = max(room - second, min(first, room // 2))
-    return first, min(second, room - first)
+    least = np.minimum(first, room // 2)
+    first = np.minimum(first, np.maximum(room - second, least))
+    return first, np.minimum(second, room - first)
 
 
 class PairedDocumentDataset(MegatronDataset):
@@ -121,8 +127,9 @@ class PairedDocumentDataset(MegatronDataset):
         for number, (_, first, last) in ranges.items():
             start = self._offsets[number]
             inside |= (neighbors >= start + first) & (neighbors < start + last)
-        self._pairs = begin + np.flatnonzero(inside)
-        if len(self._pairs) == 0:
+        self._anchors = np.asarray(store.anchor[begin:end])[inside]
+        self._neighbors = neighbors[inside]
+        if len(self._anchors) == 0:
             raise InputError(
                 f"{config.pairs}: no pair has both documents in the {index_split.name} set of "
                 f"{dataset_path}; mine over these prefixes together or lower --min-similarity"
@@ -161,11 +168,18 @@ class PairedDocumentDataset(MegatronDataset):
     @property
     def pairs(self) -> int:
         """Number of distinct pairs of this split."""
-        return len(self._pairs)
+        return len(self._anchors)
+
+    @property
+    def _room(self) -> int:
+        """Tokens of a row that d1 and d2 share: a row is one longer than its labels."""
+        return self.config.sequence_length + 1 - 2 - len(self.config.separator)
 
     def supervised_tokens(self) -> int:
         """Tokens of d2, end-of-documents included, over one epoch of the pairs."""
-        return sum(int(self[index]["loss_mask"].sum()) for index in range(self.pairs))
+        second = self._lengths(self._neighbors)
+        kept = fit(self._lengths(self._anchors), second, self._room)[1]
+        return int(np.sum(kept + (kept == second)))
 
     def _epoch(self) -> int:
         return self.pairs * (2 if self._with_control else 1)
@@ -186,14 +200,12 @@ class PairedDocumentDataset(MegatronDataset):
             position, control = divmod(position, 2)
         else:
             position = self._permutation(epoch)[position]
-        pair = self._pairs[position]
-        first = self._body(self.dataset.pairs.anchor[pair])
-        second = self._body(self.dataset.pairs.neighbor[pair])
-        room = self.config.sequence_length + 1 - 2 - len(self.config.separator)
-        lengths = fit(len(first), len(second), room)
+        first = self._body(self._anchors[position])
+        second = self._body(self._neighbors[position])
+        lengths = fit(np.int64(len(first)), np.int64(len(second)), self._room)
         if control:
             assert self._controls is not None
-            first = self._body(self.dataset.pairs.anchor[self._controls[position]])
+            first = self._body(self._anchors[self._controls[position]])
         return self._row(first[: lengths[0]], second[: lengths[1]], len(second), control)
 
     def _row(
@@ -223,28 +235,36 @@ class PairedDocumentDataset(MegatronDataset):
         tokens = self._corpora[number].tokens(int(document - self._offsets[number]))
         return tokens[:-1] if len(tokens) and tokens[-1] == self.config.eod else tokens
 
+    def _lengths(self, documents: np.ndarray) -> np.ndarray:
+        """Lengths of documents (flat ids, int64 [n]) without their end-of-document, int64 [n]."""
+        lengths = np.empty(len(documents), dtype=np.int64)
+        numbers = np.searchsorted(self._offsets, documents, side="right") - 1
+        for number, corpus in self._corpora.items():
+            here = numbers == number
+            inside = documents[here] - self._offsets[number]
+            lengths[here] = corpus.body_lengths(inside, self.config.eod)
+        return lengths
+
     def _permutation(self, epoch: int) -> np.ndarray:
         """The order of the pairs in an epoch, from the seed and the epoch alone."""
         return _permutation(self.config.random_seed, epoch, self.pairs)
 
     def _choose_controls(self) -> np.ndarray:
-        """For every pair another pair of the split whose d1 replaces its own.
+        """For every pair the position of another one whose d1 replaces its own, int64 [pairs].
 
         Drawn among those whose d1 is of similar length, so that the two losses differ by what d1
         says and not by how long it is; pairs with the same d1 or d2 are avoided where that is
         possible.
         """
-        anchors = np.asarray(self.dataset.pairs.anchor)[self._pairs]
-        neighbors = np.asarray(self.dataset.pairs.neighbor)[self._pairs]
-        lengths = [len(self._body(anchor)) for anchor in anchors]
-        order = np.argsort(lengths, kind="stable")
+        anchors, neighbors = self._anchors, self._neighbors
+        order = np.argsort(self._lengths(anchors), kind="stable")
         random = np.random.default_rng([self.config.random_seed, len(order)])
         chosen = np.empty(len(order), dtype=np.int64)
         for rank, position in enumerate(order):
             low = max(0, min(rank - _CONTROL_WINDOW, len(order) - 2 * _CONTROL_WINDOW))
             near = random.permutation(order[low : low + 2 * _CONTROL_WINDOW])
             related = (anchors[near] == anchors[position]) | (anchors[near] == neighbors[position])
-            chosen[position] = self._pairs[near[np.argmin(related)]]
+            chosen[position] = near[np.argmin(related)]
         return chosen
 
 

@@ -119,10 +119,17 @@ def test_fit_uses_all_of_the_room(seed: int) -> None:
     random = np.random.default_rng(seed)
     for _ in range(500):
         first, second, room = (int(value) for value in random.integers(0, 60, 3))
-        kept = fit(first, second, room)
+        kept = [int(length) for length in fit(np.int64(first), np.int64(second), room)]
         assert kept[0] <= first and kept[1] <= second
         assert sum(kept) == min(first + second, room)
         assert kept[1] == second or kept[0] <= max(room - second, room // 2)
+
+
+def test_supervised_tokens_of_an_epoch(words_corpus: Corpus, words_pairs: Path) -> None:
+    for length in (48, 512):
+        train, _, _ = build(words_corpus, words_pairs, sequence_length=length)
+        rows = [int(train[index]["loss_mask"].sum()) for index in range(len(train))]
+        assert train.supervised_tokens() == sum(rows)
 
 
 def test_controls_supervise_the_same_tokens(words_corpus: Corpus, words_pairs: Path) -> None:

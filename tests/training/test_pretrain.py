@@ -117,7 +117,7 @@ def test_a_synthetic_corpus_is_never_read_twice(words_corpus: Corpus, tmp_path: 
         *line, "--sbp-synthetic-data", heldout, "--train-iters", "50", "--save", str(tmp_path / "x")
     )
     assert run.returncode == 2
-    assert run.stderr.splitlines()[-1].startswith(f"error: {heldout}: the run would read its")
+    assert run.stderr.splitlines()[-1].startswith(f"error: {heldout}: the run asks for")
 
 
 def _copy(corpus: Corpus, directory: Path) -> Path:

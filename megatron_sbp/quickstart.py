@@ -1,0 +1,216 @@
+"""The whole loop on this machine: every stage through its own command, one after another."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_sbp import cli, recipes
+from megatron_sbp.errors import InputError
+from megatron_sbp.manifest import FILENAME, Manifest
+
+_TOOLS = Path(__file__).parent.parent / "tools"
+_ITERATION = re.compile(r" iteration +(\d+)/ *(\d+) ")
+_TAIL = 15
+# A weighted blend builds this much more than it draws (Megatron's --mid-level-dataset-surplus).
+_SURPLUS = 1.005
+
+
+@dataclass(kw_only=True, slots=True)
+class QuickstartOptions:
+    """Options of the quickstart."""
+
+    output: str = "quickstart"
+    """Directory for the boxes of all stages, the logs and the report."""
+    input: list[str] = field(default_factory=lambda: ["python-docs"], metadata={"metavar": "FILE"})
+    """Documents: JSON Lines, Parquet or text files, or the word python-docs for the documentation
+    of the Python on this machine."""
+    smoke: bool = False
+    """Run the small size of the loop."""
+    recipe: str | None = None
+    """Recipe to run instead: a name in megatron_sbp/recipes or a path."""
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe that these options ask for."""
+        return self.recipe or ("quickstart_smoke" if self.smoke else "quickstart")
+
+
+class Quickstart:
+    """The stages of the loop over one output directory.
+
+    Args:
+        options: What to run on and where.
+    """
+
+    def __init__(self, options: QuickstartOptions):
+        self._options = options
+        self._recipe = recipes.load(options.recipe_name)
+        self._root = Path(options.output)
+        self._cores = len(os.sched_getaffinity(0))
+        self._ranks = min(2, self._cores)
+        self.real = self._root / "corpus" / "real"
+        self.heldout = self._root / "corpus" / "real-heldout"
+        self.synthetic = self._root / "synthetic" / "synthetic"
+        self.filtered = self._root / "filtered" / "synthetic"
+
+    def run(self) -> None:
+        """Run every stage that is not finished, in order."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        real, heldout = str(self.real), str(self.heldout)
+        everything = ["--corpus", real, heldout]
+        self._tool("preprocess", "preprocess_documents", "--input", *self._options.input,
+                   "--output-prefix", real)  # fmt: skip
+        self._tool("embed", "embed_documents", *everything, "--output", self._box("embeddings"))
+        self._tool("mine", "mine_pairs", "--embeddings", self._box("embeddings"), *everything,
+                   "--output", self._box("pairs"), ranks=True)  # fmt: skip
+        self._train("baseline", "pretrain", ["--train-data-path", real])
+        self._train("synthesizer", "tune", [
+            "--train-data-path", real, "--pretrained-checkpoint", self._box("baseline"),
+            "--sbp-objective", "synthesis", "--sbp-pairs", self._box("pairs"),
+        ])  # fmt: skip
+        self._tool("synthesize", "synthesize", "--load", self._box("synthesizer"),
+                   "--corpus", real, "--output-prefix", str(self.synthetic),
+                   "--num-tokens", str(self._tokens_to_synthesize()), ranks=True)  # fmt: skip
+        self._tool("filter", "filter_synthetic", "--synthetic", str(self.synthetic),
+                   "--corpus", real, "--output-prefix", str(self.filtered))  # fmt: skip
+        self._tool("audit", "audit_synthetic", "--synthetic", str(self.filtered),
+                   "--corpus", *everything[1:], "--pairs", self._box("pairs"),
+                   "--output", self._box("audit"))  # fmt: skip
+        self._train("joint", "pretrain", [
+            "--train-data-path", *self._blend(), "--sbp-synthetic-data", str(self.filtered),
+        ])  # fmt: skip
+        self._tool("report", "report", *everything, "--embeddings", self._box("embeddings"),
+                   "--pairs", self._box("pairs"), "--baseline", self._box("baseline"),
+                   "--synthesizer", self._box("synthesizer"), "--synthetic", str(self.synthetic),
+                   "--filtered", str(self.filtered), "--audit", self._box("audit"),
+                   "--joint", self._box("joint"), "--output", self._box("report"))  # fmt: skip
+        print(f"\nopen {self._root / 'report' / 'report.html'} in a browser")
+
+    def _box(self, name: str) -> str:
+        return str(self._root / name)
+
+    def _tool(self, stage: str, script: str, *arguments: str, ranks: bool = False) -> None:
+        """Run one of tools/; it recognises its own finished output."""
+        section = self._recipe.get(stage, {})
+        command = [sys.executable, str(_TOOLS / f"{script}.py"), *arguments]
+        command += recipes.arguments(section)
+        processes = self._ranks if ranks else 1
+        if processes > 1:
+            command = [_mpiexec(), "-n", str(processes), *command]
+        print(f"\n== {stage}", flush=True)
+        status = subprocess.run(command, env=self._environment(processes), check=False).returncode
+        if status:
+            raise StageFailed(stage, status)
+
+    def _environment(self, processes: int) -> dict[str, str]:
+        return os.environ | {"OMP_NUM_THREADS": str(max(1, self._cores // processes))}
+
+    def _train(self, name: str, section: str, arguments: Sequence[str]) -> None:
+        """Run Megatron; its output goes to a log, its progress to the terminal."""
+        box = self._box(name)
+        flags = self._recipe["train"] | self._recipe[section]
+        line = [*arguments, "--valid-data-path", str(self.heldout), "--load", box, "--save", box]
+        line += ["--tokenizer-model", str(self.real.parent / "tokenizer")]
+        line += ["--data-cache-path", self._box("index-cache"), *recipes.arguments(flags)]
+        print(f"\n== {name}", flush=True)
+        if not self._is_trained(box, line):
+            log = self._root / "logs" / f"{name}.log"
+            log.parent.mkdir(exist_ok=True)
+            command = [sys.executable, "-m", "megatron_sbp.pretrain", *line]
+            self._follow(name, command, log)
+        counts = Manifest.read(box).counts
+        losses = {
+            metric: f"{value:.4f} nats per token"
+            for metric, value in counts["final"].items()
+            if "loss" in metric or "gain" in metric
+        }
+        cli.summary(box, {"parameters": counts["parameters"], "tokens": counts["tokens"]} | losses)
+
+    @staticmethod
+    def _is_trained(box: str, arguments: list[str]) -> bool:
+        if not (Path(box) / FILENAME).exists():
+            return False
+        if Manifest.read(box).options["arguments"] != arguments:
+            raise InputError(
+                f"{box}: was trained with other arguments; remove it or choose another --output"
+            )
+        return True
+
+    def _follow(self, name: str, command: list[str], log: Path) -> None:
+        """Run a training command, its output into ``log``, its iterations onto the terminal."""
+        tail: deque[str] = deque(maxlen=_TAIL)
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(log, "a"))
+            process = stack.enter_context(
+                subprocess.Popen(
+                    command,
+                    env=self._environment(1),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    errors="replace",
+                )
+            )
+            progress: cli.Progress | None = None
+            for text in process.stdout or ():
+                file.write(text)
+                tail.append(text.rstrip())
+                if found := _ITERATION.search(text):
+                    done, total = map(int, found.groups())
+                    if progress is None:
+                        progress = cli.Progress(name, total, "iterations", initial=done - 1)
+                        stack.enter_context(progress)
+                    progress.update(done - progress.done)
+        if process.returncode:
+            print("\n".join(tail), file=sys.stderr)
+            raise StageFailed(name, process.returncode, log)
+
+    def _samples(self) -> int:
+        """Sequences that the baseline and the joint run train on."""
+        flags = self._recipe["train"] | self._recipe["pretrain"]
+        return flags["train-iters"] * flags["global-batch-size"]
+
+    def _tokens_to_synthesize(self) -> int:
+        """Enough for the wanted share after the filters take theirs."""
+        joint = self._recipe["joint"]
+        wanted = joint["synthetic-share"] * self._samples() * self._recipe["train"]["seq-length"]
+        return round(joint["oversampling"] * wanted)
+
+    def _blend(self) -> list[str]:
+        """The joint run's data path: synthetic documents once, real ones for the rest."""
+        tokens = Manifest.read(self.filtered.parent).counts["tokens"]
+        available = (tokens - 1) // self._recipe["train"]["seq-length"]
+        wanted = int(self._recipe["joint"]["synthetic-share"] * self._samples())
+        drawn = min(wanted, int(available / _SURPLUS) - 1)
+        if drawn < 1:
+            raise InputError(
+                f"{self.filtered}: {tokens:,} tokens are left, too few for one sequence; "
+                f"see what the filters took in {self.filtered.parent / FILENAME}"
+            )
+        # Half a sequence less: Megatron rounds the product of weight and samples up.
+        share = (drawn - 0.5) / self._samples()
+        return [f"{1 - share:.8f}", str(self.real), f"{share:.8f}", str(self.filtered)]
+
+
+class StageFailed(InputError):
+    """A stage ended with an error, which it has said itself."""
+
+    def __init__(self, stage: str, status: int, log: Path | None = None):
+        where = f"; its output is in {log}" if log else ""
+        super().__init__(f"stage {stage} ended with status {status}{where}")
+
+
+def _mpiexec() -> str:
+    """The mpiexec of this environment, or of the system."""
+    beside = Path(sys.executable).parent / "mpiexec"
+    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if found is None:
+        raise InputError("no mpiexec found: pip install mpich")
+    return found
