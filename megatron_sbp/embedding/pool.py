@@ -1,0 +1,130 @@
+"""Encoding ranges of documents in order, in this process or in several."""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.embedding.encoders import Encoder, EncoderSpec
+from megatron_sbp.errors import InputError
+
+type Range = tuple[int, int]
+
+
+@dataclass(slots=True, eq=False)
+class Rows:
+    """Embeddings of a range of documents."""
+
+    vectors: np.ndarray
+    """float16 [documents, d], unit rows."""
+    cut: int
+    """Documents longer than the encoder reads."""
+
+
+def encode_ranges(
+    spec: EncoderSpec, corpus: Corpus, ranges: Iterable[Range], workers: int
+) -> Generator[Rows]:
+    """Encode ranges of documents and yield the results in the order of the ranges.
+
+    The result of a range depends on nothing but the range: not on the number of workers, nor on
+    what was encoded before it.
+
+    Args:
+        spec: The encoder.
+        corpus: The documents.
+        ranges: (first, after the last) document of each piece.
+        workers: Processes; 1 encodes in this one.
+
+    Raises:
+        InputError: If a document cannot be embedded, or a worker process died.
+    """
+    if workers == 1:
+        encoder = spec.load(corpus)
+        yield from (_encode(encoder, corpus, *piece) for piece in ranges)
+        return
+    # "spawn": threads of torch and of the tokenizers do not survive a fork.
+    context = get_context("spawn")
+    # Workers end when the other end of their lifeline closes: here, or because this process died.
+    lifeline, grip = context.Pipe(duplex=False)
+    setup = _Setup(spec, corpus.prefixes, corpus.tokenizer.directory, lifeline)
+    executor = ProcessPoolExecutor(workers, context, _start_worker, (setup,))
+    waiting: deque[Future[Rows]] = deque()
+    try:
+        for piece in ranges:
+            waiting.append(executor.submit(_work, *piece))
+            if len(waiting) > 2 * workers:  # enough that no worker is ever idle
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise InputError(
+            "a worker process died, which happens when memory runs out: give fewer than "
+            f"--workers {workers}"
+        ) from None
+    finally:
+        grip.close()
+        executor.shutdown(cancel_futures=True)
+
+
+@dataclass(slots=True)
+class _Setup:
+    """What a worker process is told at its start."""
+
+    spec: EncoderSpec
+    prefixes: list[Path]
+    tokenizer: Path
+    lifeline: Connection
+
+
+_setup: _Setup
+
+
+def _start_worker(setup: _Setup) -> None:
+    global _setup
+    _setup = setup
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # An interrupt is the parent's to handle.
+    threading.Thread(target=_watch, args=(setup.lifeline,), daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _watch(lifeline: Connection) -> None:
+    lifeline.poll(None)
+    os._exit(1)
+
+
+@cache
+def _loaded() -> tuple[Encoder, Corpus]:
+    """This worker's model; loaded by the first piece, as the pool loses errors of the start."""
+    corpus = Corpus(_setup.prefixes, _setup.tokenizer)
+    return _setup.spec.load(corpus, threads=1), corpus
+
+
+def _work(start: int, stop: int) -> Rows:
+    return _encode(*_loaded(), start, stop)
+
+
+def _encode(encoder: Encoder, corpus: Corpus, start: int, stop: int) -> Rows:
+    """Texts of a range, their vectors, scaled to length 1."""
+    encoded = encoder.encode(list(corpus.texts(range(start, stop))))
+    norms = np.linalg.norm(encoded.vectors, axis=1)
+    wrong = ~(np.isfinite(norms) & (norms > 0))
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        prefix, row = corpus.locate(start + at)
+        what = "a zero vector" if norms[at] == 0 else "a vector that is not finite"
+        raise InputError(
+            f"{corpus.prefixes[prefix]}: document {row} (id {start + at}) got {what} from the "
+            "encoder; remove the document, or choose another --encoder or --dtype fp32"
+        )
+    return Rows((encoded.vectors / norms[:, None]).astype(np.float16), encoded.cut)

@@ -1,0 +1,53 @@
+"""Random pairs with the anchors of mined ones: the control that pairs are compared with."""
+
+import numpy as np
+
+from megatron_sbp.embedding.shards import Embeddings
+from megatron_sbp.errors import InputError
+from megatron_sbp.mining.pairs import PairStore
+from megatron_sbp.mining.search import Found, scored
+
+
+class RandomSearch:
+    """As many neighbours per anchor as a pair store has, drawn from all other documents.
+
+    Draws are without replacement and depend on seed and anchor only.
+
+    Args:
+        embeddings: Every document's; they give the scores.
+        pairs: The mined pairs.
+        seed: Of the draws.
+
+    Raises:
+        InputError: If the pairs have ids that the embeddings do not.
+    """
+
+    def __init__(self, embeddings: Embeddings, pairs: PairStore, seed: int):
+        if len(pairs) and int(pairs.anchor[-1]) >= len(embeddings):
+            raise InputError(
+                f"{pairs.directory}: has document {int(pairs.anchor[-1])}, but "
+                f"{embeddings.directory} has {len(embeddings)}; give the embeddings it was mined "
+                "from"
+            )
+        self._embeddings, self._pairs, self._seed = embeddings, pairs, seed
+
+    def find(self, start: int, stop: int) -> Found:
+        """Random pairs of the anchors ``start`` to ``stop - 1``; see ``Search``."""
+        low, high = np.searchsorted(self._pairs.anchor, (start, stop))
+        anchors, counts = np.unique(self._pairs.anchor[low:high], return_counts=True)
+        neighbors = [
+            self._draw(int(anchor), int(count))
+            for anchor, count in zip(anchors, counts, strict=True)
+        ]
+        pairs = scored(
+            self._embeddings,
+            np.repeat(anchors, counts),
+            np.concatenate([*neighbors, np.empty(0, np.int64)]),
+        )
+        return Found(pairs=pairs.ordered(), highest=float(pairs.score.max(initial=-1)))
+
+    def _draw(self, anchor: int, count: int) -> np.ndarray:
+        """``count`` distinct documents other than the anchor."""
+        source = np.random.default_rng((self._seed, anchor))
+        others = source.choice(len(self._embeddings) - 1, count, replace=False, shuffle=False)
+        return others + (others >= anchor)

@@ -1,0 +1,135 @@
+"""Filters on the candidates of a block: identical documents, near-copies, the cap per anchor."""
+
+import hashlib
+import re
+from collections import Counter
+from functools import lru_cache
+
+import numpy as np
+
+from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.mining.options import MineOptions
+from megatron_sbp.mining.pairs import Pairs, place_in_run
+
+_WORD = re.compile(r"\w+")
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # Odd, so multiplying by it loses nothing modulo 2^64.
+_CACHED_SHINGLES = 1 << 24  # 128 MiB.
+_PAIRS = 8192  # Pairs compared at a time.
+
+
+class PairFilters:
+    """The filters of a mining job.
+
+    Args:
+        options: Their thresholds.
+        corpus: The documents; None switches the filters off that look into them.
+    """
+
+    def __init__(self, options: MineOptions, corpus: Corpus | None):
+        self._options, self._corpus = options, corpus
+        self._overlap = None if corpus is None else Overlap(corpus, options.shingle_words)
+
+    def apply(self, pairs: Pairs) -> tuple[Pairs, Counter[str]]:
+        """Filter candidates that are in the order of the pair store.
+
+        Returns:
+            Those that are kept, in the same order, and how many each filter removed.
+        """
+        removed: Counter[str] = Counter()
+        if self._corpus is not None and self._overlap is not None:
+            same = identical(self._corpus, pairs)
+            pairs = pairs[~same]
+            jaccard, containment = self._overlap.compare(pairs)
+            copies = jaccard >= self._options.max_jaccard
+            copies |= containment >= self._options.max_containment
+            pairs = pairs[~copies]
+            removed.update(identical=int(same.sum()), near_copies=int(copies.sum()))
+        beyond = place_in_run(pairs.anchor) >= self._options.neighbors
+        removed.update(beyond_neighbors=int(beyond.sum()))
+        return pairs[~beyond], removed
+
+
+class Overlap:
+    """Shares of common word shingles between documents of a corpus.
+
+    A shingle is a run of ``words`` words (letters, digits and underscores, lower-cased); a shorter
+    document is one shingle. Shingles are compared by 64-bit hashes.
+
+    Args:
+        corpus: The documents.
+        words: Words per shingle.
+    """
+
+    def __init__(self, corpus: Corpus, words: int):
+        self._corpus, self._words = corpus, words
+        self._cache: dict[int, np.ndarray] = {}
+
+    def compare(self, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+        """Jaccard index and containment of each pair, float64 [pairs] each.
+
+        The Jaccard index is common shingles over all shingles of both documents, containment is
+        common shingles over those of the smaller one (Broder, 1997). A document without words has
+        nothing in common with any other.
+        """
+        from scipy.sparse import csr_array
+
+        documents, rows = np.unique(
+            np.concatenate([pairs.anchor, pairs.neighbor]), return_inverse=True
+        )
+        shingles = self._shingles(documents)
+        sizes = np.array([len(own) for own in shingles], dtype=np.int64)
+        hashes, columns = np.unique(
+            np.concatenate([*shingles, np.empty(0, np.uint64)]), return_inverse=True
+        )
+        ones = np.ones(len(columns), dtype=np.int32)
+        bounds = np.concatenate([[0], np.cumsum(sizes)])
+        matrix = csr_array((ones, columns, bounds), shape=(len(documents), len(hashes)))
+        left, right = rows[: len(pairs)], rows[len(pairs) :]
+        common = np.empty(len(pairs), dtype=np.int64)
+        for low in range(0, len(pairs), _PAIRS):
+            piece = slice(low, low + _PAIRS)
+            common[piece] = matrix[left[piece]].multiply(matrix[right[piece]]).sum(axis=1)
+        union = sizes[left] + sizes[right] - common
+        smaller = np.minimum(sizes[left], sizes[right])
+        return common / np.maximum(union, 1), common / np.maximum(smaller, 1)
+
+    def _shingles(self, documents: np.ndarray) -> list[np.ndarray]:
+        """Sorted shingle hashes (uint64) of each document."""
+        missing = [document for document in documents.tolist() if document not in self._cache]
+        if sum(map(len, self._cache.values())) > _CACHED_SHINGLES:
+            missing = documents.tolist()
+            self._cache.clear()
+        for document, text in zip(missing, self._corpus.texts(missing), strict=True):
+            self._cache[document] = shingle_hashes(text, self._words)
+        return [self._cache[document] for document in documents.tolist()]
+
+
+def shingle_hashes(text: str, words: int) -> np.ndarray:
+    """Distinct 64-bit hashes of a text's shingles, sorted, uint64 [n]."""
+    hashes = np.array([_word_hash(word) for word in _WORD.findall(text.lower())], dtype=np.uint64)
+    if not len(hashes):
+        return hashes
+    size = min(words, len(hashes))
+    weights = np.cumprod(np.full(size, _BASE))  # wraps around, as intended
+    windows = np.lib.stride_tricks.sliding_window_view(hashes, size)
+    return np.unique((windows * weights).sum(axis=1, dtype=np.uint64))
+
+
+@lru_cache(maxsize=1 << 20)
+def _word_hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+
+
+def identical(corpus: Corpus, pairs: Pairs) -> np.ndarray:
+    """Whether the two documents of each pair have the same tokens, bool [pairs].
+
+    The end-of-document token does not count.
+    """
+    lengths = corpus.lengths.astype(np.int64)
+    # One of two equal documents may lack the end-of-document token.
+    near = np.abs(lengths[pairs.anchor] - lengths[pairs.neighbor]) <= 1
+    same = np.zeros(len(pairs), dtype=bool)
+    for row in np.flatnonzero(near):
+        left, right = int(pairs.anchor[row]), int(pairs.neighbor[row])
+        same[row] = np.array_equal(corpus.body(left), corpus.body(right))
+    return same

@@ -1,0 +1,199 @@
+"""The pair store: three columns of equal length, sorted, memory-mapped."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.embedding.shards import check_corpus
+from megatron_sbp.errors import InputError
+from megatron_sbp.manifest import FILENAME, Manifest
+
+COLUMNS = {"anchor": np.int64, "neighbor": np.int64, "score": np.float32}
+_ROWS = 1 << 22  # Rows checked at a time: tens of megabytes.
+
+
+@dataclass(slots=True, eq=False)
+class Pairs:
+    """Some pairs in memory."""
+
+    anchor: np.ndarray
+    """int64 [n]"""
+    neighbor: np.ndarray
+    """int64 [n]"""
+    score: np.ndarray
+    """float32 [n]"""
+
+    def __len__(self) -> int:
+        return len(self.anchor)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> "Pairs":
+        return Pairs(self.anchor[rows], self.neighbor[rows], self.score[rows])
+
+    def ordered(self) -> "Pairs":
+        """The same pairs by anchor, falling score, neighbour: the order of the store."""
+        return self[np.lexsort((self.neighbor, -self.score, self.anchor))]
+
+    @classmethod
+    def join(cls, pieces: Sequence["Pairs"]) -> "Pairs":
+        """The pairs of all pieces, one after another."""
+        return cls(
+            np.concatenate([piece.anchor for piece in pieces]),
+            np.concatenate([piece.neighbor for piece in pieces]),
+            np.concatenate([piece.score for piece in pieces]),
+        )
+
+    @classmethod
+    def none(cls) -> "Pairs":
+        """No pairs."""
+        return cls(*(np.empty(0, dtype) for dtype in COLUMNS.values()))
+
+
+class PairStore:
+    """Pairs of documents (d1, d2) with their similarity, as ``mine_pairs.py`` writes them.
+
+    Rows are sorted by anchor, then falling score, then neighbour. Opening reads every column once,
+    in pieces, to check them.
+
+    Args:
+        directory: Holds ``anchor.npy``, ``neighbor.npy`` and ``score.npy``; a manifest is not
+            needed.
+        corpus: If given, the ids must be its documents and, where there is a manifest, it must be
+            the corpus that was mined.
+
+    Raises:
+        InputError: If a column is missing or damaged, rows are not sorted, a document is paired
+            with itself, a score is not finite, or the corpus is another one.
+    """
+
+    def __init__(self, directory: str | Path, corpus: Corpus | None = None):
+        self.directory = Path(directory)
+        self.anchor = self._open("anchor")
+        """int64 [pairs], flat ids of d1, the context."""
+        self.neighbor = self._open("neighbor")
+        """int64 [pairs], flat ids of d2, the target."""
+        self.score = self._open("score")
+        """float32 [pairs], inner product of their embeddings."""
+        lengths = {name: len(getattr(self, name)) for name in COLUMNS}
+        if len(set(lengths.values())) > 1:
+            raise InputError(
+                f"{self.directory}: columns of different lengths ({lengths}); mine again"
+            )
+        self.manifest = self._read_manifest()
+        """The manifest beside the columns, None if another tool wrote them."""
+        self.corpus: list[dict[str, Any]] | None = (
+            self.manifest.counts.get("corpus") if self.manifest else None
+        )
+        """``Corpus.fingerprints`` of the corpus that was mined, None if that is not known."""
+        if corpus is not None and self.corpus is not None:
+            check_corpus(self.corpus, corpus, self.directory)
+        self._check_rows(None if corpus is None else len(corpus))
+
+    def __len__(self) -> int:
+        return len(self.anchor)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> Pairs:
+        return Pairs(self.anchor[rows], self.neighbor[rows], self.score[rows])
+
+    def files(self) -> list[Path]:
+        """The columns, which is what a stage names as its inputs."""
+        return [self._path(name) for name in COLUMNS]
+
+    def _path(self, name: str) -> Path:
+        return self.directory / f"{name}.npy"
+
+    def _open(self, name: str) -> np.ndarray:
+        path = self._path(name)
+        try:
+            column = np.load(path, mmap_mode="r")
+        except OSError as error:
+            raise InputError(
+                f"{path}: {error.strerror or error}; give the directory that mine_pairs.py wrote"
+            ) from None
+        except ValueError as error:
+            raise InputError(f"{path}: not a complete .npy file ({error}); mine again") from None
+        if column.dtype != COLUMNS[name] or column.ndim != 1:
+            raise InputError(
+                f"{path}: {column.dtype} with {column.ndim} axes, but this column is "
+                f"{np.dtype(COLUMNS[name])} with 1; convert it"
+            )
+        return column
+
+    def _read_manifest(self) -> Manifest | None:
+        if not (self.directory / FILENAME).exists():
+            return None
+        manifest = Manifest.read(self.directory)
+        if manifest.stage != "mine":
+            raise InputError(
+                f"{self.directory}: is the output of stage {manifest.stage!r}, not of 'mine'; "
+                "give the directory that mine_pairs.py wrote"
+            )
+        return manifest
+
+    def _check_rows(self, documents: int | None) -> None:
+        """Check ids, scores and order; pieces overlap by a row so that no neighbours are missed."""
+        for start in range(0, len(self), _ROWS):
+            low, stop = max(start - 1, 0), start + _ROWS
+            rows = self[low:stop]
+            top = np.iinfo(np.int64).max if documents is None else documents
+            lowest = np.minimum(rows.anchor, rows.neighbor)
+            outside = (lowest < 0) | (np.maximum(rows.anchor, rows.neighbor) >= top)
+            self._refuse(outside, low, f"has an id outside the corpus (0 to {top - 1})")
+            self._refuse(rows.anchor == rows.neighbor, low, "pairs a document with itself")
+            self._refuse(~np.isfinite(rows.score), low, "has a score that is not finite")
+            disorder = ~_follows(rows)
+            self._refuse(disorder, low, "comes before its next row (anchor, -score, neighbor)")
+
+    def _refuse(self, wrong: np.ndarray, first: int, what: str) -> None:
+        if wrong.any():
+            row = first + int(np.argmax(wrong))
+            raise InputError(
+                f"{self.directory}: row {row} ({self.anchor[row]}, {self.neighbor[row]}, "
+                f"{self.score[row]}) {what}; give the corpus that was mined, or mine again"
+            )
+
+
+def _follows(pairs: Pairs) -> np.ndarray:
+    """Of each row but the last, whether the next one stands after it in the order of the store."""
+    anchor, neighbor, score = pairs.anchor, pairs.neighbor, pairs.score
+    same = anchor[:-1] == anchor[1:]
+    tied = same & (score[:-1] == score[1:])
+    return (
+        (anchor[:-1] < anchor[1:])
+        | (same & (score[:-1] > score[1:]))
+        | (tied & (neighbor[:-1] < neighbor[1:]))
+    )
+
+
+def write_columns(directory: Path, count: int, pieces: Iterable[Pairs]) -> None:
+    """Write the three columns.
+
+    Args:
+        directory: Where to write.
+        count: Pairs in all pieces together.
+        pieces: The pairs, in the order of the store.
+    """
+    columns = {
+        name: np.lib.format.open_memmap(directory / f"{name}.npy", "w+", dtype, (count,))
+        for name, dtype in COLUMNS.items()
+    }
+    done = 0
+    for piece in pieces:
+        for name, column in columns.items():
+            column[done : done + len(piece)] = getattr(piece, name)
+        done += len(piece)
+    for column in columns.values():
+        column.flush()
+
+
+def place_in_run(*keys: np.ndarray) -> np.ndarray:
+    """Of each row, how many rows before it have equal keys; equal keys must stand together."""
+    count = len(keys[0])
+    starts = np.ones(count, dtype=bool)
+    if count:
+        starts[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+    rows = np.arange(count)
+    return rows - np.maximum.accumulate(np.where(starts, rows, 0))

@@ -1,0 +1,122 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_sbp.corpus import tokenizer
+from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.corpus.indexed import IndexedWriter
+from megatron_sbp.embedding.embed import EmbedOptions, embed
+from megatron_sbp.embedding.shards import Embeddings
+from megatron_sbp.manifest import Manifest
+from tests.conftest import ROOT, run_command
+from tests.embedding.test_huggingface import reference
+
+
+def flags(corpus: Corpus, output: Path, *others: str | Path) -> list[str | Path]:
+    return ["tools/embed_documents.py", "--output", output, "--corpus", *corpus.prefixes, *others]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.glob("*.npy")}
+
+
+def test_rows_are_the_models_in_document_order(
+    tiny_bert: Path, words_corpus: Corpus, tmp_path: Path
+) -> None:
+    options = EmbedOptions(
+        corpus=[str(prefix) for prefix in words_corpus.prefixes],
+        output=str(tmp_path / "e"),
+        encoder=str(tiny_bert),
+        dtype="fp32",
+        documents_per_shard=100,
+        workers=1,
+    )
+    manifest = embed(options)
+    embeddings = Embeddings(tmp_path / "e")
+    assert [path.name for path in embeddings.paths] == [
+        f"embeddings-0000{number}-of-00003.npy" for number in range(3)
+    ]
+    texts = list(words_corpus.texts(range(len(words_corpus))))
+    rows = embeddings.rows(0, len(words_corpus)).astype(np.float32)
+    assert (rows * reference(tiny_bert, texts, "cls", 40)).sum(1).min() > 1 - 1e-3
+    assert manifest.counts["corpus"] == words_corpus.fingerprints
+    words = words_corpus.tokenizer
+    assert manifest.counts["cut"] == sum(len(words.encode(text)) > 40 for text in texts) > 0
+
+
+def test_number_of_workers_does_not_matter(
+    tiny_bert: Path,
+    words_corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("megatron_sbp.embedding.embed._PIECE", 50)
+    for workers in (1, 2):
+        options = EmbedOptions(
+            corpus=[str(prefix) for prefix in words_corpus.prefixes],
+            output=str(tmp_path / str(workers)),
+            encoder=str(tiny_bert),
+            documents_per_shard=120,
+            workers=workers,
+        )
+        embed(options)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_killed_and_started_again_gives_the_same_bytes(
+    words_corpus: Corpus, tmp_path: Path
+) -> None:
+    others = ["--encoder", "lexical", "--documents-per-shard", "2", "--dimensions", "16"]
+    whole, output = tmp_path / "whole", tmp_path / "e"
+    assert run_command(*flags(words_corpus, whole, *others)).returncode == 0
+    workspace = tmp_path / "e.partial"
+    command = [sys.executable, *map(str, flags(words_corpus, output, *others))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
+        while process.poll() is None and not any(workspace.glob("embeddings-*.npy")):
+            pass
+        process.kill()
+    done = {path: path.stat().st_mtime_ns for path in workspace.glob("embeddings-*.npy")}
+    assert done and not output.exists(), "not killed in the middle"
+    resumed = run_command(*flags(words_corpus, output, *others))
+    assert resumed.returncode == 0, resumed.stderr
+    assert contents(output) == contents(whole)
+    manifest = Manifest.read(output)
+    assert manifest.counts == Manifest.read(whole).counts
+    assert manifest.outputs.keys() == contents(output).keys()
+    for path, written in done.items():
+        assert manifest.outputs[path.name]["mtime_ns"] == written, "a finished shard was redone"
+    again = run_command(*flags(words_corpus, output, *others))
+    assert again.returncode == 0 and again.stdout == resumed.stdout
+    other = run_command(*flags(words_corpus, output, *others, "--seed", "1"))
+    assert other.returncode == 2 and "seed: 0 -> 1" in other.stderr
+
+
+def test_bad_input_is_one_line(words_corpus: Corpus, tiny_bert: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd"
+    made = tokenizer.train(["some words", "???"], 300, odd / "tokenizer")
+    with IndexedWriter(odd / "c", np.uint16) as writer:
+        for text in ("some words", "more of the words", "???"):
+            writer.append([*made.encode(text), made.eod])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    corpus = Corpus([odd / "c"])
+    cases: list[tuple[Corpus, list[str | Path], str]] = [
+        (words_corpus, ["--encoder", empty], "has no config.json"),
+        (words_corpus, ["--encoder", "no/such/model/here"], "no/such/model/here: cannot be loaded"),
+        (words_corpus, ["--encoder", tiny_bert, "--max-length", "999"], "at most 128"),
+        (words_corpus, ["--workers", "-1"], "--workers -1: must be at least 0"),
+        (words_corpus, ["--documents-per-shard", "0"], "--documents-per-shard 0: "),
+        (corpus, ["--encoder", "lexical"], f"{odd / 'c'}: document 2 (id 2) got a zero vector"),
+    ]
+    for given, others, message in cases:
+        done = run_command(*flags(given, tmp_path / "e", *others))
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 2 and line.startswith("error: ") and message in line, line
+        assert not (tmp_path / "e").exists() and not (tmp_path / "e.partial").exists()
+    done = run_command("tools/embed_documents.py", "--corpus", odd / "x", "--output", odd / "e")
+    assert done.returncode == 2 and f"{odd / 'x'}.idx" in done.stderr

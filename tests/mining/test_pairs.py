@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_sbp.errors import InputError
+from megatron_sbp.manifest import Manifest
+from megatron_sbp.mining.pairs import Pairs, PairStore, place_in_run, write_columns
+
+type Row = tuple[int, int, float]
+
+ROWS: list[Row] = [(0, 2, 0.9), (0, 1, 0.8), (0, 3, 0.8), (2, 0, 0.9), (5, 1, 0.5)]
+
+small_ids = st.integers(0, 6)
+triples = st.lists(
+    st.tuples(small_ids, small_ids, st.floats(-1, 1, width=32)).filter(lambda t: t[0] != t[1]),
+    unique_by=lambda t: t[:2],
+)
+
+
+def columns(rows: list[Row]) -> Pairs:
+    anchor, neighbor, score = zip(*rows, strict=True) if rows else ([], [], [])
+    return Pairs(
+        np.array(anchor, np.int64), np.array(neighbor, np.int64), np.array(score, np.float32)
+    )
+
+
+def save(directory: Path, rows: list[Row]) -> Path:
+    """Write a store by the letter of docs/formats.md."""
+    pairs = columns(rows)
+    np.save(directory / "anchor.npy", pairs.anchor)
+    np.save(directory / "neighbor.npy", pairs.neighbor)
+    np.save(directory / "score.npy", pairs.score)
+    return directory
+
+
+def test_store_gives_back_what_was_written(tmp_path: Path) -> None:
+    store = PairStore(save(tmp_path, ROWS))
+    assert len(store) == len(ROWS)
+    assert store.anchor.tolist() == [0, 0, 0, 2, 5]
+    assert store.neighbor.tolist() == [2, 1, 3, 0, 1]
+    assert store.score.dtype == np.float32 and store.corpus is None
+
+
+@given(rows=triples, cut=st.integers(0, 10))
+@settings(max_examples=60, deadline=None)
+def test_ordered_pairs_make_a_store(
+    rows: list[Row], cut: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    expected = sorted(rows, key=lambda row: (row[0], -row[2], row[1]))
+    pairs = columns(rows).ordered()
+    directory = tmp_path_factory.mktemp("store")
+    write_columns(directory, len(rows), [pairs[:cut], pairs[cut:]])
+    store = PairStore(directory)
+    found = zip(store.anchor.tolist(), store.neighbor.tolist(), store.score.tolist(), strict=True)
+    assert list(found) == expected
+
+
+@given(rows=triples.filter(lambda rows: len(rows) > 1))
+@settings(max_examples=60, deadline=None)
+def test_disorder_is_refused(rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> None:
+    ordered = sorted(rows, key=lambda row: (row[0], -row[2], row[1]))
+    with pytest.raises(InputError, match="comes before its next row"):
+        PairStore(save(tmp_path_factory.mktemp("store"), ordered[::-1]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([(1, 1, 0.5)], "row 0 .* pairs a document with itself"),
+        ([(0, 1, 0.5), (0, -1, 0.4)], r"row 1 \(0, -1, .* id outside"),
+        ([(0, 1, float("nan"))], "not finite"),
+    ],
+)
+def test_impossible_rows_are_named(rows: list[Row], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        PairStore(save(tmp_path, rows))
+
+
+def test_damaged_columns_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"anchor\.npy"):
+        PairStore(tmp_path)
+    save(tmp_path, ROWS)
+    np.save(tmp_path / "score.npy", np.zeros(4, np.float32))
+    with pytest.raises(InputError, match="different lengths"):
+        PairStore(tmp_path)
+    np.save(tmp_path / "score.npy", np.zeros(5))
+    with pytest.raises(InputError, match=r"score\.npy: float64"):
+        PairStore(tmp_path)
+    (tmp_path / "score.npy").write_bytes((tmp_path / "anchor.npy").read_bytes()[:-5])
+    with pytest.raises(InputError, match=r"score\.npy: not a complete"):
+        PairStore(tmp_path)
+
+
+def test_manifest_of_another_stage_is_refused(tmp_path: Path) -> None:
+    Manifest(stage="embed", options={}, inputs={}).write(save(tmp_path, ROWS))
+    with pytest.raises(InputError, match="stage 'embed'"):
+        PairStore(tmp_path)
+
+
+@given(st.lists(st.integers(0, 3)))
+def test_place_in_run(keys: list[int]) -> None:
+    places, previous = [], None
+    for key in keys:
+        places.append(places[-1] + 1 if key == previous else 0)
+        previous = key
+    assert place_in_run(np.array(keys, dtype=np.int64)).tolist() == places
