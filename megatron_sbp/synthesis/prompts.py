@@ -1,0 +1,85 @@
+"""Which seed every document number has, and the prompt and random numbers made of it."""
+
+import numpy as np
+
+from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.corpus.tokenizer import Tokenizer
+from megatron_sbp.errors import InputError
+from megatron_sbp.synthesis.engine import Request
+from megatron_sbp.synthesis.store import Provenance
+
+
+class Prompts:
+    """The request of every document number: ``[bos] d1 [sep]`` and a random number per new token.
+
+    Everything random follows from the seed of the run and the document number.
+
+    Args:
+        corpus: Where seeds (d1) are drawn from, every document with equal probability.
+        context: Most tokens of prompt and document together.
+        seed: Seed of the run.
+        separator: Text between d1 and d2; None for the tokenizer's sep_token.
+        max_seed_tokens: Longer seeds are cut; 0 for half of the room that d1 and d2 share, or what
+            ``max_new_tokens`` leaves of it.
+        max_new_tokens: A document ends after so many; 0 for as many as the context holds.
+
+    Raises:
+        InputError: If the tokenizer names no separator and none is given, or the context has no
+            room for what is asked.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        context: int,
+        *,
+        seed: int,
+        separator: str | None,
+        max_seed_tokens: int,
+        max_new_tokens: int,
+    ):
+        self._corpus, self._context, self._seed = corpus, context, seed
+        self._before = [corpus.tokenizer.bos]
+        self._after = _separator_ids(corpus.tokenizer, separator)
+        room = context - len(self._before) - len(self._after)
+        self._max_new = max_new_tokens or room
+        left = room - max_new_tokens if max_new_tokens else room // 2
+        self._max_seed = max_seed_tokens or left
+        if not 0 < self._max_seed < room or self._max_new > room:
+            raise InputError(
+                f"--max-seed-tokens {max_seed_tokens}, --max-new-tokens {max_new_tokens}: the "
+                f"model's context of {context} tokens has room for {room} of seed and document "
+                "together; lower them"
+            )
+
+    def request(self, number: int) -> tuple[Request, Provenance]:
+        """What to ask the engine for a document, and where the document comes from."""
+        state = np.random.SeedSequence([self._seed, number]).generate_state(1, np.uint64)
+        random = np.random.Generator(np.random.Philox(key=int(state[0])))
+        seed = int(random.integers(len(self._corpus)))
+        body = self._corpus.body(seed)
+        kept = body[: self._max_seed]
+        prompt = np.concatenate([self._before, kept, self._after]).astype(np.int64)
+        uniforms = random.random(min(self._max_new, self._context - len(prompt)))
+        provenance = Provenance(
+            seed=seed,
+            sampling_seed=int(state[0]),
+            seed_tokens=len(kept),
+            seed_cut=len(kept) < len(body),
+        )
+        return Request(number=number, prompt=prompt, uniforms=uniforms), provenance
+
+
+def _separator_ids(tokenizer: Tokenizer, separator: str | None) -> list[int]:
+    """Tokens between seed and document."""
+    if separator is not None:
+        ids = tokenizer.encode(separator)
+        if not ids:
+            raise InputError(f"--separator {separator!r}: has no tokens; give some text")
+        return ids
+    if tokenizer.sep is None:
+        raise InputError(
+            f"{tokenizer.directory}: names no sep_token; give the separator that the synthesizer "
+            "was tuned with as --separator TEXT"
+        )
+    return [tokenizer.sep]
