@@ -317,6 +317,8 @@ class Stage:
                 begun = Manifest.read(self.workspace)
                 self._refuse_other(begun, self.workspace)
                 self.manifest.seconds = begun.seconds
+                for leftover in self.workspace.rglob(".*.tmp-*"):  # of an atomic_write
+                    leftover.unlink()
             else:
                 self._clear_workspace()
             self.manifest.write(self.workspace)

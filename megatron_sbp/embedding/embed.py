@@ -147,8 +147,6 @@ def _write_shards(
     stage: Stage, spec: EncoderSpec, corpus: Corpus, shards: list[Range], workers: int
 ) -> None:
     """Write the shards that the workspace of a stage does not have yet."""
-    for leftover in stage.workspace.glob(".*.tmp-*"):
-        leftover.unlink()  # of a run that was killed while it wrote
     paths = [stage.workspace / shard_name(number, len(shards)) for number in range(len(shards))]
     missing = [
         (path, shard)
