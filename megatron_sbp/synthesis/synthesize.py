@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -108,15 +108,15 @@ def synthesize(options: SynthesizeOptions, ranks: Ranks) -> Manifest:
         stage = ranks.on_first(lambda: stack.enter_context(_open_stage(options, corpus, source)))
         workspace = ranks.share(None if stage is None or stage.complete else stage.workspace)
         if workspace is not None:
-            prepare = partial(_prepare, options, corpus, source, workspace)
-            directory = ranks.share(ranks.on_first(prepare))
-            assert directory is not None
             shards = Shards(
                 workspace / _SHARDS,
                 options.documents_per_shard,
                 options.num_documents,
                 options.num_tokens,
             )
+            prepare = partial(_prepare, options, corpus, source, shards, workspace)
+            directory = ranks.share(ranks.on_first(prepare))
+            assert directory is not None
             ranks.together(lambda: _generate_share(options, corpus, directory, shards, ranks))
             peak = ranks.most(peak_memory_bytes())
             finish = partial(_finish, options, corpus, source, shards, ranks.size, peak)
@@ -144,9 +144,14 @@ def _open_stage(options: SynthesizeOptions, corpus: Corpus, source: model.Source
 
 
 def _prepare(
-    options: SynthesizeOptions, corpus: Corpus, source: model.Source, workspace: Path
+    options: SynthesizeOptions,
+    corpus: Corpus,
+    source: model.Source,
+    shards: Shards,
+    workspace: Path,
 ) -> Path:
     """Check that everything fits before anything is written; the model's directory."""
+    shards.release()
     source.check(corpus.tokenizer)
     _prompts(options, corpus, source.context)
     return source.prepare(corpus.tokenizer, workspace / _MODEL)
@@ -166,8 +171,8 @@ def _prompts(options: SynthesizeOptions, corpus: Corpus, context: int) -> Prompt
 def _generate_share(
     options: SynthesizeOptions, corpus: Corpus, directory: Path, shards: Shards, ranks: Ranks
 ) -> None:
-    """Make the shards of this rank that are missing."""
-    if next(shards.missing(ranks.rank, ranks.size), None) is None:
+    """Make shards until the run has enough."""
+    if shards.complete():
         return
     eod = corpus.tokenizer.eod
     engine = model.load_engine(
@@ -181,19 +186,26 @@ def _generate_share(
         rank=ranks.rank,
     )
     prompts = _prompts(options, corpus, engine.context)
-    with _progress(options, shards, ranks) if ranks.rank == 0 else nullcontext() as progress:
-        for generated in _documents(engine, prompts, shards, ranks, eod):
-            if progress is not None:
-                progress.update(1 if options.num_tokens is None else len(generated.tokens))
+    generated = _documents(engine, prompts, shards, ranks, eod)
+    if ranks.rank == 0:
+        _show(generated, options, shards, ranks.size)
+    else:
+        for _ in generated:
+            pass
 
 
-def _progress(options: SynthesizeOptions, shards: Shards, ranks: Ranks) -> Progress:
-    """The progress of rank 0, which has one of so many equal shares of what is still to do."""
+def _show(
+    generated: Iterator[Generated], options: SynthesizeOptions, shards: Shards, ranks: int
+) -> None:
+    """Run rank 0's share and show the progress of all ranks, which advance alike."""
     documents, tokens, _ = shards.effort()
-    title = f"synthesize, share of rank 0 of {ranks.size}" if ranks.size > 1 else "synthesize"
-    if options.num_tokens is not None:
-        return Progress(title, max(0, options.num_tokens - tokens) // ranks.size, "tokens")
-    return Progress(title, ((options.num_documents or 0) - documents) // ranks.size, "documents")
+    by_tokens = options.num_tokens is not None
+    unit, before = ("tokens", tokens) if by_tokens else ("documents", documents)
+    total = options.num_tokens or options.num_documents or 0
+    with Progress("synthesize", total, unit, initial=min(before, total)) as progress:
+        for document in generated:
+            step = ranks * (len(document.tokens) if by_tokens else 1)
+            progress.update(min(step, total - progress.done))
 
 
 def _documents(
@@ -204,7 +216,7 @@ def _documents(
     provenances: dict[int, Provenance] = {}
 
     def requests() -> Iterator[Request]:
-        for shard in shards.missing(ranks.rank, ranks.size):
+        for shard in shards.claim():
             for number in shards.numbers(shard):
                 request, provenances[number] = prompts.request(number)
                 yield request
@@ -217,9 +229,9 @@ def _documents(
             finish_reason=continuation.finish_reason,
             provenance=provenances.pop(number),
         )
-        written = writer.add(number, generated)
+        writer.add(number, generated)
         yield generated
-        if written and shards.enough():
+        if shards.enough():
             return  # What is still at work lies beyond the end of the run.
 
 

@@ -93,6 +93,24 @@ def test_a_document_that_is_cut_fills_the_context(
     assert made.manifest.counts["seeds_cut"] == cut > 0
 
 
+def test_everything_random_follows_from_run_seed_and_number(
+    made: SyntheticCorpus, words_corpus: Corpus
+) -> None:
+    """By the recipe in docs/formats.md."""
+    prompts = Prompts(
+        words_corpus, CONTEXT, seed=5, separator=None, max_seed_tokens=0, max_new_tokens=30
+    )
+    for number in range(len(made)):
+        key = np.random.SeedSequence([5, number]).generate_state(1, np.uint64)[0]
+        assert made.columns["sampling_seed"][number] == key
+        generator = np.random.Generator(np.random.Philox(key=key))
+        assert made.columns["seed"][number] == generator.integers(words_corpus.counts[0])
+        generator = np.random.Generator(np.random.Philox(key=key))
+        generator.integers(len(words_corpus))
+        request, _ = prompts.request(number)
+        assert np.array_equal(request.uniforms, generator.random(30))
+
+
 def test_seeds_are_uniform_over_the_named_prefixes(words_corpus: Corpus) -> None:
     corpus = Corpus(words_corpus.prefixes[:1])
     prompts = Prompts(corpus, CONTEXT, seed=3, separator=None, max_seed_tokens=4, max_new_tokens=4)
