@@ -129,7 +129,7 @@ class Quickstart:
         losses = {
             metric: f"{value:.4f} nats per token"
             for metric, value in counts["final"].items()
-            if "loss" in metric or "gain" in metric
+            if " loss" in metric or " gain" in metric
         }
         cli.summary(box, {"parameters": counts["parameters"], "tokens": counts["tokens"]} | losses)
 

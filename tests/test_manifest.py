@@ -393,7 +393,7 @@ def run_stage(box: Path, ending: str, *, resumable: bool) -> subprocess.Complete
     """A stage in a process of its own that writes half of its output and then runs ``ending``."""
     program = f"""
         import os, signal
-        from megatron_sbp import cli
+        from megatron_sbp import cli, manifest
         from megatron_sbp.manifest import Stage
 
         def main():
@@ -407,3 +407,17 @@ def run_stage(box: Path, ending: str, *, resumable: bool) -> subprocess.Complete
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True
     )
+
+
+def test_a_resumed_stage_drops_the_half_written_file(tmp_path: Path) -> None:
+    box = tmp_path / "box"
+    killed = """with manifest.atomic_write(stage.workspace / "shard") as temporary:
+                    temporary.write_text("half")
+                    os.kill(os.getpid(), signal.SIGKILL)"""
+    run_stage(box, killed, resumable=True)
+    workspace = tmp_path / "box.partial"
+    assert list(workspace.glob(".shard.tmp-*")), "nothing was left behind: test nothing"
+    with Stage.open(box, "mine", options={}, inputs=[], resumable=True) as stage:
+        assert not list(stage.workspace.glob(".shard.tmp-*"))
+        stage.finish(counts={})
+    assert not any("tmp" in name for name in Manifest.read(box).outputs)

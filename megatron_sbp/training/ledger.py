@@ -45,7 +45,7 @@ def ledger(dataset: Any, consumed: int, synthetic: Sequence[str]) -> list[dict[s
 
     Returns:
         One entry a source: prefix, kind, documents, tokens (unique ones; for pairs the supervised
-        tokens of an epoch), tokens_seen, epochs.
+        tokens of an epoch), tokens_seen, epochs, and for pairs how many are cut to the row.
     """
     entries = []
     for member in _members(dataset):
@@ -60,16 +60,17 @@ def ledger(dataset: Any, consumed: int, synthetic: Sequence[str]) -> list[dict[s
             documents, tokens = len(member.indices), _tokens(member)
             seen = samples * member.config.sequence_length
             epochs = seen / tokens
-        entries.append(
-            {
-                "prefix": member.dataset_path,
-                "kind": kind,
-                "documents": documents,
-                "tokens": tokens,
-                "tokens_seen": seen,
-                "epochs": epochs,
-            }
-        )
+        entry: dict[str, Any] = {
+            "prefix": member.dataset_path,
+            "kind": kind,
+            "documents": documents,
+            "tokens": tokens,
+            "tokens_seen": seen,
+            "epochs": epochs,
+        }
+        if isinstance(member, PairedDocumentDataset):
+            entry["cut"] = member.cut_pairs()
+        entries.append(entry)
     return entries
 
 

@@ -170,6 +170,11 @@ class PairedDocumentDataset(MegatronDataset):
         """Number of distinct pairs of this split."""
         return len(self._anchors)
 
+    def cut_pairs(self) -> int:
+        """Pairs whose two documents do not fit into a row."""
+        both = self._lengths(self._anchors) + self._lengths(self._neighbors)
+        return int(np.count_nonzero(both > self._room))
+
     @property
     def _room(self) -> int:
         """Tokens of a row that d1 and d2 share: a row is one longer than its labels."""

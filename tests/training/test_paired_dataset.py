@@ -99,6 +99,10 @@ def test_every_pair_once_an_epoch_in_a_new_order(words_corpus: Corpus, words_pai
 def test_documents_that_do_not_fit_are_cut(words_corpus: Corpus, words_pairs: Path) -> None:
     length = 48
     train, _, _ = build(words_corpus, words_pairs, sequence_length=length)
+    bodies = [len(words_corpus.body(document)) for document in range(len(words_corpus))]
+    last = words_corpus.counts[0]
+    inside = [pair for pair in rows_of(words_pairs) if max(pair) < last]
+    assert train.cut_pairs() == sum(bodies[a] + bodies[b] > length - 2 for a, b in inside)
     cut = 0
     for index in range(len(train)):
         sample = train[index]
