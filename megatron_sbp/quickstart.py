@@ -67,6 +67,7 @@ class Quickstart:
         everything = ["--corpus", real, heldout]
         self._tool("preprocess", "preprocess_documents", "--input", *self._options.input,
                    "--output-prefix", real)  # fmt: skip
+        self._check_heldout()
         self._tool("embed", "embed_documents", *everything, "--output", self._box("embeddings"))
         self._tool("mine", "mine_pairs", "--embeddings", self._box("embeddings"), *everything,
                    "--output", self._box("pairs"), ranks=True)  # fmt: skip
@@ -92,6 +93,15 @@ class Quickstart:
                    "--filtered", str(self.filtered), "--audit", self._box("audit"),
                    "--joint", self._box("joint"), "--output", self._box("report"))  # fmt: skip
         print(f"\nopen {self._root / 'report' / 'report.html'} in a browser")
+
+    def _check_heldout(self) -> None:
+        """Both runs are compared on held-out documents, so there must be some."""
+        counts = Manifest.read(self.real.parent).counts
+        if not counts["heldout_documents"]:
+            raise InputError(
+                f"{' '.join(self._options.input)}: none of the {counts['documents']:,} documents "
+                "was held out by chance, so there is nothing to compare on; give a larger corpus"
+            )
 
     def _box(self, name: str) -> str:
         return str(self._root / name)

@@ -89,3 +89,13 @@ def test_nothing_is_done_twice(output: Path) -> None:
     again = run_command(*QUICKSTART, output)
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_corpus_without_heldout_documents_is_refused(tmp_path: Path) -> None:
+    text = "the only document of a corpus, which is long enough for the recipe " * 5
+    source = tmp_path / "one.jsonl"
+    source.write_text(json.dumps({"text": text}))
+    run = run_command(*QUICKSTART, tmp_path / "run", "--input", source)
+    assert run.returncode == 2
+    message = run.stderr.splitlines()[-1]
+    assert message.startswith(f"error: {source}: none of the 1 documents was held out")
