@@ -91,6 +91,28 @@ class Manifest:
         manifest._validate(path)
         return manifest
 
+    @classmethod
+    def read_if_there(cls, directory: str | Path, stage: str, command: str) -> "Manifest | None":
+        """Read the manifest of a box that another tool may have written without one.
+
+        Args:
+            directory: The box.
+            stage: The stage that must have written it, if it has a manifest.
+            command: The command of that stage, named in the error.
+
+        Raises:
+            InputError: If another stage wrote it, or as ``read``.
+        """
+        if not (Path(directory) / FILENAME).exists():
+            return None
+        manifest = cls.read(directory)
+        if manifest.stage != stage:
+            raise InputError(
+                f"{directory}: is the output of stage {manifest.stage!r}, not of {stage!r}; "
+                f"give the directory that {command} wrote"
+            )
+        return manifest
+
     def _validate(self, path: Path) -> None:
         """Raise unless every field has its type and every output lies in the directory."""
         for name, kind in get_type_hints(type(self)).items():

@@ -1,42 +1,32 @@
 """Exact and near duplicates among documents that arrive one by one."""
 
-import re
 import zlib
 from hashlib import blake2b
 from typing import Literal
 
 import numpy as np
 
+from megatron_sbp.corpus.shingles import MIX, SHINGLE, ngrams, words
 from megatron_sbp.errors import require
 
-SHINGLE_WORDS = 5
 THRESHOLD = 0.8
 _PERMUTATIONS = 128
 # Bands and rows: a pair at Jaccard 0.8 shares a band with probability 0.95, at 0.9 with 0.9999.
 _BANDS = (16, 8)
-_WORD = re.compile(r"\w+")
-_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, from the golden ratio
 
 
 def shingles(text: str) -> np.ndarray:
-    """Hashes of the word shingles of a text.
+    """Hashes of the word shingles of a text, in the 32 bits that MinHash takes.
 
     A word is a run of letters, digits and underscores in lower case. A text of fewer than
-    ``SHINGLE_WORDS`` words is one shingle, one without words has none.
+    ``SHINGLE`` words is one shingle, one without words has none.
 
     Returns:
         uint32 [number of distinct shingles], sorted.
     """
-    words = _WORD.findall(text.lower())
-    if not words:
-        return np.empty(0, dtype=np.uint32)
-    hashes = np.array([zlib.crc32(word.encode()) for word in words], dtype=np.uint64)
-    width = min(SHINGLE_WORDS, len(hashes))
-    total = np.zeros(len(hashes) - width + 1, dtype=np.uint64)
-    for offset in range(width):
-        # A polynomial in an odd constant modulo 2^64: the order of the words counts.
-        total = total * _MIX + hashes[offset : len(hashes) - width + 1 + offset] + np.uint64(1)
-    return np.unique((total * _MIX >> np.uint64(32)).astype(np.uint32))
+    hashes = np.array([zlib.crc32(word.encode()) + 1 for word in words(text)], dtype=np.uint64)
+    grams = ngrams(hashes, min(SHINGLE, len(hashes)) or 1)
+    return np.unique((grams * MIX >> np.uint64(32)).astype(np.uint32))
 
 
 class Duplicates:

@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import FILENAME, Manifest
+from megatron_sbp.manifest import Manifest
 
 _NAME = re.compile(r"embeddings-(\d+)-of-(\d+)\.npy")
 _OPEN_SHARDS = 64  # Every open memory map holds a file descriptor.
@@ -51,20 +51,9 @@ class Embeddings:
         """int64 [shards + 1], document of each shard's first row, then their number."""
         if not len(self):
             raise InputError(f"{self.directory}: the shards hold no rows; embed a corpus")
-        self.manifest = self._read_manifest()
+        self.manifest = Manifest.read_if_there(self.directory, "embed", "embed_documents.py")
         """The manifest beside the shards, None if another tool wrote them."""
         self._shard = lru_cache(maxsize=_OPEN_SHARDS)(lambda number: _open(self.paths[number]))
-
-    def _read_manifest(self) -> Manifest | None:
-        if not (self.directory / FILENAME).exists():
-            return None
-        manifest = Manifest.read(self.directory)
-        if manifest.stage != "embed":
-            raise InputError(
-                f"{self.directory}: is the output of stage {manifest.stage!r}, not of 'embed'; "
-                "give the directory that embed_documents.py wrote"
-            )
-        return manifest
 
     def __len__(self) -> int:
         return int(self.offsets[-1])

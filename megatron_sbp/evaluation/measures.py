@@ -9,14 +9,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from megatron_sbp.corpus.duplicates import Duplicates
-from megatron_sbp.synthesis.text import (
-    containment,
-    is_repetitive,
-    ngrams,
-    same_words,
-    word_hashes,
-    words,
-)
+from megatron_sbp.corpus.shingles import ngrams, word_hashes, words
+from megatron_sbp.synthesis.text import containment, is_repetitive, same_words
 
 
 def repetition_rate(texts: Sequence[str]) -> float:

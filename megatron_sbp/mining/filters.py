@@ -1,18 +1,14 @@
 """Filters on the candidates of a block: identical documents, near-copies, the cap per anchor."""
 
-import hashlib
-import re
 from collections import Counter
-from functools import lru_cache
 
 import numpy as np
 
 from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.corpus.shingles import shingles
 from megatron_sbp.mining.options import MineOptions
 from megatron_sbp.mining.pairs import Pairs, place_in_run
 
-_WORD = re.compile(r"\w+")
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # Odd, so multiplying by it loses nothing modulo 2^64.
 _CACHED_SHINGLES = 1 << 24  # 128 MiB.
 _PAIRS = 8192  # Pairs compared at a time.
 
@@ -76,10 +72,10 @@ class Overlap:
         documents, rows = np.unique(
             np.concatenate([pairs.anchor, pairs.neighbor]), return_inverse=True
         )
-        shingles = self._shingles(documents)
-        sizes = np.array([len(own) for own in shingles], dtype=np.int64)
+        found = self._shingles(documents)
+        sizes = np.array([len(own) for own in found], dtype=np.int64)
         hashes, columns = np.unique(
-            np.concatenate([*shingles, np.empty(0, np.uint64)]), return_inverse=True
+            np.concatenate([*found, np.empty(0, np.uint64)]), return_inverse=True
         )
         ones = np.ones(len(columns), dtype=np.int32)
         bounds = np.concatenate([[0], np.cumsum(sizes)])
@@ -100,24 +96,8 @@ class Overlap:
             missing = documents.tolist()
             self._cache.clear()
         for document, text in zip(missing, self._corpus.texts(missing), strict=True):
-            self._cache[document] = shingle_hashes(text, self._words)
+            self._cache[document] = shingles(text, self._words)
         return [self._cache[document] for document in documents.tolist()]
-
-
-def shingle_hashes(text: str, words: int) -> np.ndarray:
-    """Distinct 64-bit hashes of a text's shingles, sorted, uint64 [n]."""
-    hashes = np.array([_word_hash(word) for word in _WORD.findall(text.lower())], dtype=np.uint64)
-    if not len(hashes):
-        return hashes
-    size = min(words, len(hashes))
-    weights = np.cumprod(np.full(size, _BASE))  # wraps around, as intended
-    windows = np.lib.stride_tricks.sliding_window_view(hashes, size)
-    return np.unique((windows * weights).sum(axis=1, dtype=np.uint64))
-
-
-@lru_cache(maxsize=1 << 20)
-def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
 def identical(corpus: Corpus, pairs: Pairs) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.embedding.shards import check_corpus
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import FILENAME, Manifest
+from megatron_sbp.manifest import Manifest
 
 COLUMNS = {"anchor": np.int64, "neighbor": np.int64, "score": np.float32}
 _ROWS = 1 << 22  # Rows checked at a time: tens of megabytes.
@@ -82,7 +82,7 @@ class PairStore:
             raise InputError(
                 f"{self.directory}: columns of different lengths ({lengths}); mine again"
             )
-        self.manifest = self._read_manifest()
+        self.manifest = Manifest.read_if_there(self.directory, "mine", "mine_pairs.py")
         """The manifest beside the columns, None if another tool wrote them."""
         self.corpus: list[dict[str, Any]] | None = (
             self.manifest.counts.get("corpus") if self.manifest else None
@@ -121,17 +121,6 @@ class PairStore:
                 f"{np.dtype(COLUMNS[name])} with 1; convert it"
             )
         return column
-
-    def _read_manifest(self) -> Manifest | None:
-        if not (self.directory / FILENAME).exists():
-            return None
-        manifest = Manifest.read(self.directory)
-        if manifest.stage != "mine":
-            raise InputError(
-                f"{self.directory}: is the output of stage {manifest.stage!r}, not of 'mine'; "
-                "give the directory that mine_pairs.py wrote"
-            )
-        return manifest
 
     def _check_rows(self, documents: int | None) -> None:
         """Check ids, scores and order; pieces overlap by a row so that no neighbours are missed."""

@@ -1,68 +1,16 @@
-"""What is counted in texts: words, n-grams of words, their overlap, and MassiveText's repetition.
+"""Overlap of texts, and MassiveText's rules on repetition."""
 
-A word is a run of letters, digits and underscores; case is folded wherever texts are compared.
-"""
-
-import re
 from collections import Counter
-from functools import lru_cache
-from hashlib import blake2b
 
 import numpy as np
 
-SHINGLE = 5
-"""Words of a shingle, the n-gram by which two documents are compared."""
-
-_WORD = re.compile(r"\w+")
-_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses nothing modulo 2^64
+from megatron_sbp.corpus.shingles import ngrams, shingles, words
 
 # Thresholds of Gopher's MassiveText (Rae et al., 2021, table A1): a document is repetitive if one
 # is exceeded.
 _LINES, _LINE_CHARACTERS = 0.30, 0.20  # the same for paragraphs
 _TOP = {2: 0.20, 3: 0.18, 4: 0.16}
 _DUPLICATE = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
-
-
-def words(text: str) -> list[str]:
-    """Words of a text, in lower case."""
-    return _WORD.findall(text.lower())
-
-
-@lru_cache(maxsize=1 << 20)
-def _word_hash(word: str) -> int:
-    return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")
-
-
-def word_hashes(text: str) -> np.ndarray:
-    """64-bit hash of every word of a text, uint64 [words]."""
-    return np.array([_word_hash(word) for word in words(text)], dtype=np.uint64)
-
-
-def ngrams(hashes: np.ndarray, size: int) -> np.ndarray:
-    """Hash of every n-gram of a sequence of hashes.
-
-    Args:
-        hashes: uint64 [words].
-        size: Words of an n-gram.
-
-    Returns:
-        uint64 [max(0, words - size + 1)], in order; equal n-grams have equal hashes.
-    """
-    count = max(0, len(hashes) - size + 1)
-    total = np.zeros(count, dtype=np.uint64)
-    for offset in range(size):
-        total = total * _MIX + hashes[offset : offset + count]  # wraps around, as intended
-    return total
-
-
-def shingles(text: str) -> np.ndarray:
-    """Hashes of the distinct shingles of a text; a shorter text is one shingle.
-
-    Returns:
-        uint64 [distinct shingles], sorted.
-    """
-    hashes = word_hashes(text)
-    return np.unique(ngrams(hashes, min(SHINGLE, len(hashes)) or 1))
 
 
 def containment(text: str, other: str) -> float:
@@ -88,7 +36,7 @@ def is_repetitive(text: str) -> bool:
         count, characters = _duplicates([part for part in parts if part])
         if count > _LINES or characters > _LINE_CHARACTERS:
             return True
-    found = _WORD.findall(text)
+    found = words(text, lower=False)
     lengths = np.array([len(word) for word in found])
     ids: dict[str, int] = {}
     sequence = np.array([ids.setdefault(word, len(ids)) for word in found], dtype=np.uint64)

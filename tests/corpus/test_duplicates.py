@@ -5,14 +5,15 @@ import re
 
 import numpy as np
 
-from megatron_sbp.corpus.duplicates import SHINGLE_WORDS, Duplicates, shingles
+from megatron_sbp.corpus.duplicates import Duplicates, shingles
+from megatron_sbp.corpus.shingles import SHINGLE
 
 SEED = 20260917
 
 
 def word_sets(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"\w+", text.lower())
-    width = min(SHINGLE_WORDS, len(words)) or 1
+    width = min(SHINGLE, len(words)) or 1
     return {tuple(words[i : i + width]) for i in range(len(words) - width + 1)}
 
 

@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_sbp.synthesis.text import (
-    containment,
-    is_repetitive,
-    ngrams,
-    same_words,
-    shingles,
-    word_hashes,
-)
+from megatron_sbp.corpus.shingles import ngrams, shingles, word_hashes
+from megatron_sbp.synthesis.text import containment, is_repetitive, same_words
 from tests.synthesis.planted import sentence
 
 TEXTS = st.lists(st.sampled_from("a b cc Dd e, f. \n \n\n".split(" ")), max_size=60).map(" ".join)
