@@ -15,6 +15,7 @@ from megatron_sbp.corpus.preprocess import Options, preprocess
 from megatron_sbp.manifest import Manifest
 
 ROOT = Path(__file__).parent.parent
+MEGATRON_MODELS = ROOT / "tests" / "models" / "megatron_models.py"
 
 
 def run_command(*command: str | Path, ranks: int = 1) -> subprocess.CompletedProcess[str]:
@@ -87,3 +88,20 @@ def write_pairs(directory: Path, corpus: Corpus, rows: list[tuple[int, int, floa
     np.save(directory / "score.npy", np.array(scores, dtype=np.float32))
     counts = {"pairs": len(rows), "corpus": corpus.fingerprints}
     Manifest(stage="mine", options={}, inputs={}, counts=counts).write(directory)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints saved with tensor or pipeline parallelism, and Megatron's own logits."""
+    directory = tmp_path_factory.mktemp("checkpoints")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.run(
+        [sys.executable, *launcher, str(MEGATRON_MODELS), str(directory)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return directory

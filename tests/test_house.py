@@ -14,8 +14,9 @@ PACKAGE = ROOT / "megatron_sbp"
 
 # A room imports only rooms before it, so that the flow of the stages is one way.
 ROOMS = [
-    "errors cli manifest metrics",
+    "errors cli manifest metrics ranks",
     "corpus",
+    "models",
     "embedding",
     "mining",
     "training",

@@ -1,7 +1,7 @@
 """Write a Megatron GPT checkpoint as a Hugging Face directory (Qwen3 or Llama layout)."""
 
 from megatron_sbp import cli
-from megatron_sbp.synthesis.export import ExportOptions, export
+from megatron_sbp.models.export import ExportOptions, export
 
 
 def main() -> None:

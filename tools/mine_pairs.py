@@ -4,7 +4,7 @@ from megatron_sbp import cli
 from megatron_sbp.manifest import Manifest
 from megatron_sbp.mining.mine import mine
 from megatron_sbp.mining.options import MineOptions
-from megatron_sbp.mining.ranks import Ranks
+from megatron_sbp.ranks import Ranks
 
 
 def main() -> None:

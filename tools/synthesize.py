@@ -1,7 +1,7 @@
 """Draw synthetic documents from a tuned synthesizer, each from a seed document of the corpus."""
 
 from megatron_sbp import cli
-from megatron_sbp.mining.ranks import Ranks
+from megatron_sbp.ranks import Ranks
 from megatron_sbp.synthesis.synthesize import SynthesizeOptions, synthesize
 
 

@@ -27,9 +27,9 @@ from megatron_sbp.mining.filters import PairFilters
 from megatron_sbp.mining.options import MineOptions
 from megatron_sbp.mining.pairs import PairStore, write_columns
 from megatron_sbp.mining.parts import Block, Parts, blocks
-from megatron_sbp.mining.ranks import Ranks
 from megatron_sbp.mining.search import ExactSearch, IndexSearch, Search, Window, build_index
 from megatron_sbp.mining.settle import Settling
+from megatron_sbp.ranks import Ranks
 
 _INDEX = "index.faiss"
 

@@ -7,8 +7,8 @@ from typing import Protocol
 from megatron_sbp.corpus.tokenizer import FILENAME as TOKENIZER
 from megatron_sbp.corpus.tokenizer import Tokenizer
 from megatron_sbp.errors import InputError
-from megatron_sbp.synthesis import export
-from megatron_sbp.synthesis.checkpoint import MegatronCheckpoint, is_megatron
+from megatron_sbp.models import export
+from megatron_sbp.models.checkpoint import MegatronCheckpoint, is_megatron
 from megatron_sbp.synthesis.engine import Engine, Sampling
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}

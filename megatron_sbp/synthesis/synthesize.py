@@ -17,7 +17,7 @@ from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.indexed import optimal_dtype
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest, Stage, peak_memory_bytes
-from megatron_sbp.mining.ranks import Ranks
+from megatron_sbp.ranks import Ranks
 from megatron_sbp.synthesis import model
 from megatron_sbp.synthesis.engine import Engine, Request, Sampling
 from megatron_sbp.synthesis.prompts import Prompts

@@ -16,7 +16,7 @@ from megatron_sbp.manifest import Manifest
 from megatron_sbp.mining.mine import mine
 from megatron_sbp.mining.options import MineOptions
 from megatron_sbp.mining.pairs import COLUMNS, PairStore
-from megatron_sbp.mining.ranks import Ranks
+from megatron_sbp.ranks import Ranks
 from tests.conftest import ROOT, run_command
 from tests.mining.vectors import brute_force, clustered, write_shards
 

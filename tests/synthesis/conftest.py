@@ -1,16 +1,11 @@
 """Models small enough for tests, with the tokenizer of the tests' corpus."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from megatron_sbp.corpus.documents import Corpus
-from tests.conftest import ROOT
-from tests.synthesis import megatron_models
 
 CONTEXT = 128
 
@@ -41,21 +36,4 @@ def tiny_model(words_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -
         model.lm_head.weight.mul_(2 / (0.4 * 48**0.5))
         model.lm_head.weight[words_corpus.tokenizer.eod].mul_(2)
     model.save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints saved with tensor or pipeline parallelism, and Megatron's own logits."""
-    directory = tmp_path_factory.mktemp("checkpoints")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.run(
-        [sys.executable, *launcher, megatron_models.__file__, str(directory)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
     return directory

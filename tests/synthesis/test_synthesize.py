@@ -12,8 +12,8 @@ import pytest
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
-from megatron_sbp.mining.ranks import Ranks
-from megatron_sbp.synthesis.export import ExportOptions, export
+from megatron_sbp.models.export import ExportOptions, export
+from megatron_sbp.ranks import Ranks
 from megatron_sbp.synthesis.prompts import Prompts
 from megatron_sbp.synthesis.store import COLUMNS, SyntheticCorpus, column_path
 from megatron_sbp.synthesis.synthesize import SynthesizeOptions, synthesize
@@ -164,7 +164,7 @@ def test_two_ranks_make_the_same_corpus(
 
 CRASH = """
 import os, sys
-from megatron_sbp.mining.ranks import Ranks
+from megatron_sbp.ranks import Ranks
 from megatron_sbp.synthesis import shards, synthesize
 written = 0
 write = shards.Shards.write

@@ -1,4 +1,4 @@
-"""The processes of one mining job: MPI's, or this one alone.
+"""The processes of one job: MPI's, or this one alone.
 
 An error on one rank ends all of them with one line and exit status 2, and no rank waits for ever:
 every step that ranks do apart ends in ``together``, where they tell each other how it went, and
@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 
 class Ranks:
-    """Rank, size and the few collective operations that mining needs.
+    """Rank, size and the few collective operations that stages need.
 
     Used as a context: an error that nobody expected is printed and aborts all ranks.
 
@@ -112,7 +112,7 @@ class Ranks:
         except InputError as error:
             message = str(error)
             told = self._tell()
-        messages = self._communicator.allgather(message) if self._communicator else [message]
+        messages = self.gather(message)
         failed = [rank for rank, said in enumerate(messages) if said is not None]
         for rank in failed:
             if rank != self.rank:
@@ -140,9 +140,13 @@ class Ranks:
         if self._communicator and self._communicator.Iprobe(tag=_FAILED):
             raise Stopped
 
+    def gather[T](self, value: T) -> list[T]:
+        """Every rank's value (pickled), by rank, on every rank."""
+        return self._communicator.allgather(value) if self._communicator else [value]
+
     def most(self, value: int) -> int:
         """The largest of all ranks' values."""
-        return max(self._communicator.allgather(value)) if self._communicator else value
+        return max(self.gather(value))
 
     def __enter__(self) -> Self:
         return self

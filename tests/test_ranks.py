@@ -7,7 +7,7 @@ from tests.conftest import run_command
 PROGRAM = """
 from megatron_sbp import cli
 from megatron_sbp.errors import InputError
-from megatron_sbp.mining.ranks import Ranks
+from megatron_sbp.ranks import Ranks
 
 def main():
     with Ranks.open() as ranks:

@@ -11,7 +11,7 @@ from megatron_sbp.corpus import tokenizer as tokenizers
 from megatron_sbp.corpus.tokenizer import Tokenizer
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest, Stage
-from megatron_sbp.synthesis.checkpoint import MegatronCheckpoint
+from megatron_sbp.models.checkpoint import MegatronCheckpoint
 
 # What both layouts compute. Anything else in a checkpoint's arguments has no place in them.
 _SUPPORTED: dict[str, Any] = {

@@ -13,11 +13,11 @@ from megatron_sbp.corpus import tokenizer as tokenizers
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
-from megatron_sbp.synthesis import export
-from megatron_sbp.synthesis.checkpoint import MegatronCheckpoint
-from megatron_sbp.synthesis.export import ExportOptions
+from megatron_sbp.models import export
+from megatron_sbp.models.checkpoint import MegatronCheckpoint
+from megatron_sbp.models.export import ExportOptions
 from tests.conftest import ROOT, run_command
-from tests.synthesis import megatron_models
+from tests.models import megatron_models
 
 TOOL = ROOT / "tools" / "export_hf.py"
 
