@@ -37,14 +37,9 @@ class Corpus:
         if not prefixes:
             raise InputError("no corpus prefix given; give at least one (a path without .bin)")
         self.prefixes = [Path(prefix) for prefix in prefixes]
-        self._indexes: list[Index] = [read_index(prefix) for prefix in self.prefixes]
-        self._bins = [
-            # An empty file, the corpus of empty documents only, cannot be mapped.
-            np.asarray(np.memmap(bin_path(prefix), index.dtype, mode="r"))
-            if index.lengths.any()
-            else np.empty(0, index.dtype)
-            for prefix, index in zip(self.prefixes, self._indexes, strict=True)
-        ]
+        opened = {prefix: _open(prefix) for prefix in dict.fromkeys(self.prefixes)}
+        self._indexes = [opened[prefix][0] for prefix in self.prefixes]
+        self._bins = [opened[prefix][1] for prefix in self.prefixes]
         self.counts = np.array([len(index.lengths) for index in self._indexes], dtype=np.int64)
         """int64 [number of prefixes], documents of each."""
         self.offsets = np.concatenate(([0], np.cumsum(self.counts)))
@@ -60,8 +55,43 @@ class Corpus:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """int32 [documents], tokens per document, the end-of-document token included."""
+        """int32 [documents], tokens per document, the end-of-document token included.
+
+        With several prefixes this is a copy, 4 bytes per document of the corpus; ``lengths_of``
+        makes none.
+        """
+        if len(self._indexes) == 1:
+            return self._indexes[0].lengths
         return np.concatenate([index.lengths for index in self._indexes])
+
+    def lengths_of(self, documents: np.ndarray) -> np.ndarray:
+        """Tokens of some documents, the end-of-document token included.
+
+        Args:
+            documents: Flat ids, int64 [n].
+
+        Returns:
+            int64 [n].
+
+        Raises:
+            InputError: If there is no such document.
+        """
+        lengths = np.empty(len(documents), dtype=np.int64)
+        for number, where, rows in self._by_prefix(documents):
+            lengths[where] = self._indexes[number].lengths[rows]
+        return lengths
+
+    def _by_prefix(self, documents: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Per prefix that has some of the documents its number, their places, and their rows."""
+        if not len(documents):
+            return
+        self.locate(int(documents.min()))
+        self.locate(int(documents.max()))
+        prefixes = np.searchsorted(self.offsets, documents, side="right") - 1
+        order = np.argsort(prefixes, kind="stable")
+        for where in np.split(order, np.flatnonzero(np.diff(prefixes[order])) + 1):
+            number = int(prefixes[where[0]])
+            yield number, where, documents[where] - self.offsets[number]
 
     @property
     def num_tokens(self) -> int:
@@ -105,13 +135,16 @@ class Corpus:
 
         Returns:
             int64 [n].
+
+        Raises:
+            InputError: If there is no such document.
         """
-        lengths = self.lengths[documents].astype(np.int64)
-        for number, (index, tokens) in enumerate(zip(self._indexes, self._bins, strict=True)):
-            first, last = self.offsets[number], self.offsets[number + 1]
-            here = np.flatnonzero((documents >= first) & (documents < last) & (lengths > 0))
-            begins = index.pointers[documents[here] - first] // index.dtype.itemsize
-            lengths[here] -= tokens[begins + lengths[here] - 1] == eod
+        lengths = self.lengths_of(documents)
+        for number, where, rows in self._by_prefix(documents):
+            index, tokens = self._indexes[number], self._bins[number]
+            some = lengths[where] > 0
+            ends = index.pointers[rows[some]] // index.dtype.itemsize + lengths[where[some]]
+            lengths[where[some]] -= tokens[ends - 1] == eod
         return lengths
 
     def text(self, document: int) -> str:
@@ -164,15 +197,28 @@ class Corpus:
 
         Stages that store ids keep this, so that ids and corpus can be matched by content.
         """
+        checksums = {
+            prefix: fingerprint(idx_path(prefix))["sha256"]
+            for prefix in dict.fromkeys(self.prefixes)
+        }
         return [
             {
                 "prefix": str(prefix),
                 "documents": len(index.lengths),
                 "tokens": len(tokens),
-                "idx_sha256": fingerprint(idx_path(prefix))["sha256"],
+                "idx_sha256": checksums[prefix],
             }
             for prefix, index, tokens in zip(self.prefixes, self._indexes, self._bins, strict=True)
         ]
+
+
+def _open(prefix: Path) -> tuple[Index, np.ndarray]:
+    """The index of a prefix and its tokens, both memory-mapped."""
+    index = read_index(prefix)
+    if bin_path(prefix).stat().st_size == 0:
+        # An empty file, the corpus of empty documents only, cannot be mapped.
+        return index, np.empty(0, index.dtype)
+    return index, np.asarray(np.memmap(bin_path(prefix), index.dtype, mode="r"))
 
 
 def _recorded_tokenizer(prefix: Path) -> str | None:
