@@ -1,4 +1,4 @@
-"""The processes of one job: MPI's, or this one alone.
+"""The processes of one job: MPI's, torchrun's, or this one alone.
 
 An error on one rank ends all of them with one line and exit status 2, and no rank waits for ever:
 every step that ranks do apart ends in ``together``, where they tell each other how it went, and
@@ -6,19 +6,27 @@ between its pieces a rank looks whether another one has failed (``check``).
 """
 
 import os
+import platform
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
+from megatron_sbp import gloo
 from megatron_sbp.errors import InputError, require
 
 # What launchers tell their processes about how many they started: MPICH, Intel MPI and PMI-2;
 # Open MPI; Slurm. The first one present counts: mpiexec inside a Slurm job sets its own.
 _LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 _FAILED = 1  # tag of the message that a failing rank sends to all others
+_PASSED = 2  # tag of an array that is passed round
+_POLL_SECONDS = 1e-4
 
 
 class Stopped(Exception):
@@ -31,14 +39,25 @@ class Ranks:
     Used as a context: an error that nobody expected is printed and aborts all ranks.
 
     Args:
-        communicator: Of mpi4py, or None for one process without MPI.
+        communicator: Of mpi4py or ``gloo.Communicator``; None for one process by itself.
     """
 
     def __init__(self, communicator: Any = None):
         self._communicator = communicator
         self.rank: int = communicator.Get_rank() if communicator else 0
         self.size: int = communicator.Get_size() if communicator else 1
-        self.cores = self._count_cores()
+        self._transfers: list[Any] = []
+        self._passed = 0  # arrays, by pass_round
+        cores = os.sched_getaffinity(0)
+        machines = self.gather((platform.node(), cores))
+        here = [rank for rank, (name, _) in enumerate(machines) if name == platform.node()]
+        self.local_rank: int = here.index(self.rank)
+        """Number of this rank among those of its machine."""
+        self.local_size: int = len(here)
+        """Number of ranks on its machine."""
+        self.processors = _even_share(cores, [machines[rank][1] for rank in here])
+        """Worker processes for this rank: its even share of its machine's cores."""
+        self.cores = _threads() or self.processors
         """Threads for this rank: OMP_NUM_THREADS, or its even share of its machine's cores."""
 
     @classmethod
@@ -49,6 +68,8 @@ class Ranks:
             InputError: If MPI's world is not of the size that the launcher says. With an MPI that
                 is not the launcher's every process is a world of its own, and would mine it all.
         """
+        if gloo.launched():  # before MPI's, as a Slurm job may have started torchrun
+            return cls(gloo.Communicator() if int(os.environ["WORLD_SIZE"]) > 1 else None)
         variable = next((name for name in _LAUNCHERS if name in os.environ), None)
         launched = int(os.environ[variable]) if variable else 1
         if launched == 1:
@@ -69,18 +90,6 @@ class Ranks:
                 "mpiexec beside this python, or srun with the --mpi that fits it"
             )
         return cls(communicator)
-
-    def _count_cores(self) -> int:
-        ranks = 1
-        if self._communicator:
-            from mpi4py import MPI
-
-            machine = self._communicator.Split_type(MPI.COMM_TYPE_SHARED)
-            ranks = machine.Get_size()
-            machine.Free()
-        if os.environ.get("OMP_NUM_THREADS", "").isdecimal():
-            return max(1, int(os.environ["OMP_NUM_THREADS"]))
-        return max(1, len(os.sched_getaffinity(0)) // ranks)
 
     def share[T](self, value: T) -> T:
         """Rank 0's value (pickled) on every rank."""
@@ -119,6 +128,8 @@ class Ranks:
                 self._communicator.recv(source=rank, tag=_FAILED)
         for request in told:
             request.wait()
+        if failed:
+            self._drain()
         if failed and failed[0] == self.rank:
             everywhere = len(failed) == self.size
             raise InputError(message if everywhere else f"rank {self.rank}: {message}")
@@ -144,6 +155,63 @@ class Ranks:
         """Every rank's value (pickled), by rank, on every rank."""
         return self._communicator.allgather(value) if self._communicator else [value]
 
+    def pass_round(self, rows: np.ndarray, received: np.ndarray) -> Callable[[], None]:
+        """Begin to send an array to the rank before this one, and to receive the next rank's.
+
+        Neither may be touched until the function that is returned was called; it waits for both.
+        The transfer goes on whenever MPI is called, by ``check`` for example, and by itself where
+        MPI has a thread or a network adapter for it.
+
+        Args:
+            rows: Contiguous.
+            received: Contiguous, of the type and size that the next rank sends.
+
+        Raises:
+            InputError: If the ranks are torchrun's.
+        """
+        if not hasattr(self._communicator, "Irecv"):
+            raise InputError(
+                "passing arrays round needs MPI; start the command with mpiexec or srun"
+            )
+        self._transfers = [
+            self._communicator.Irecv(received.view(np.uint8), source=self._after, tag=_PASSED),
+            self._communicator.Isend(rows.view(np.uint8), dest=self._before, tag=_PASSED),
+        ]
+        self._passed += 1
+
+        def wait() -> None:
+            while not all([request.Test() for request in self._transfers]):
+                self.check()
+                time.sleep(_POLL_SECONDS)
+
+        return wait
+
+    @property
+    def _after(self) -> int:
+        return (self.rank + 1) % self.size
+
+    @property
+    def _before(self) -> int:
+        return (self.rank - 1) % self.size
+
+    def _drain(self) -> None:
+        """End the transfers that were under way when a rank failed; MPI cannot end before."""
+        begun = self.gather(self._passed)
+        if not any(begun):
+            return
+        from mpi4py import MPI
+
+        for _ in range(begun[self._after] - self._passed):
+            status = MPI.Status()
+            self._communicator.Probe(source=self._after, tag=_PASSED, status=status)
+            unwanted = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+            self._communicator.Recv(unwanted, source=self._after, tag=_PASSED)
+        receiving, sending = self._transfers
+        if begun[self._after] < self._passed:
+            receiving.Cancel()
+        receiving.Wait()
+        sending.Wait()
+
     def most(self, value: int) -> int:
         """The largest of all ranks' values."""
         return max(self.gather(value))
@@ -161,3 +229,23 @@ class Ranks:
             traceback.print_exception(error)
             sys.stderr.flush()
             self._communicator.Abort(1)
+
+
+def _threads() -> int | None:
+    """What OMP_NUM_THREADS says."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    # torchrun sets 1 where the user set nothing, and warns that this should be tuned.
+    if not given.isdecimal() or (gloo.launched() and given == "1"):
+        return None
+    return max(1, int(given))
+
+
+def _even_share(cores: set[int], ranks: list[set[int]]) -> int:
+    """Cores for one rank: its own, each divided by the number of ranks that may run on it.
+
+    Args:
+        cores: The cores that it may run on.
+        ranks: The same of every rank of its machine, itself included.
+    """
+    shares = sum(Fraction(1, sum(core in other for other in ranks)) for core in cores)
+    return max(1, int(shares))

@@ -1,195 +1,226 @@
-"""The embed stage: documents in, shards of unit vectors out."""
+"""The embed stage: documents in, shards of unit vectors out.
+
+    shards ── dealt to ranks ──> pieces ──> encoder (one on a GPU, or processes) ──> one file each
+
+A shard depends on nothing but its documents, so the result is the same for any number of ranks and
+worker processes, and an interrupted run continues with the shards that are missing.
+"""
 
 import os
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from megatron_sbp.cli import Progress
 from megatron_sbp.corpus.documents import Corpus
-from megatron_sbp.embedding import minilm
 from megatron_sbp.embedding.encoders import EncoderSpec
-from megatron_sbp.embedding.huggingface import HuggingFaceSpec, fetch
-from megatron_sbp.embedding.lexical import LexicalSpec
-from megatron_sbp.embedding.pool import Range, encode_ranges
+from megatron_sbp.embedding.options import EmbedOptions
+from megatron_sbp.embedding.pool import encode_pieces
 from megatron_sbp.embedding.shards import shard_name
+from megatron_sbp.embedding.transformer import TransformerSpec
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import Manifest, Stage, atomic_write
+from megatron_sbp.manifest import Manifest, Stage, atomic_write, peak_memory_bytes
+from megatron_sbp.ranks import Ranks
 
 # Documents encoded as one piece. Batches of similar length are formed within a piece, so this
 # decides the rounding of every vector and must not depend on machine or options.
 _PIECE = 512
+_PREPARED = "encoder"
 
 
-@dataclass(kw_only=True, slots=True)
-class EmbedOptions:
-    """Options of ``tools/embed_documents.py``."""
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One output file."""
 
-    corpus: list[str] = field(metadata={"metavar": "PREFIX"})
-    """Prefixes of the corpus (paths without .bin and .idx), in the order that decides document
-    ids."""
-    output: str = field(metadata={"metavar": "DIR"})
-    """Directory to write."""
-    tokenizer: str | None = field(default=None, metadata={"metavar": "DIR"})
-    """Tokenizer of the corpus, by default `tokenizer/` beside the first prefix."""
-    encoder: str = field(default="minilm", metadata={"metavar": "NAME"})
-    """`minilm`, `lexical`, or the directory or Hub name of a Hugging Face model."""
-    max_length: int = field(default=0, metadata={"metavar": "TOKENS"})
-    """Read this many of the encoder's tokens of every document; 0: what the model was made for."""
-    pooling: Literal["auto", "mean", "cls", "last"] = "auto"
-    """How a Hugging Face model's hidden states become one vector; auto: as its own files say, mean
-    if they say nothing."""
-    prompt: str | None = field(default=None, metadata={"metavar": "TEXT"})
-    """Text put before every document, by default the model's own."""
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Type of weights and products; auto: bf16 where the device multiplies it natively."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where a Hugging Face model runs; auto: on a CUDA device if there is one."""
-    workers: int = field(default=0, metadata={"metavar": "PROCESSES"})
-    """Encoding processes on a CPU; 0: one per core, as many as fit into memory."""
-    batch_tokens: int = field(default=0, metadata={"metavar": "TOKENS"})
-    """Padded tokens of one batch; 0: 2,048 on a CPU, 131,072 on a GPU."""
-    documents_per_shard: int = field(default=65536, metadata={"metavar": "DOCUMENTS"})
-    """Documents of one output file; an interrupted run continues at the first missing one."""
-    dimensions: int = field(default=256, metadata={"metavar": "NUMBERS"})
-    """Dimensions of `lexical`."""
-    fit_documents: int = field(default=100_000, metadata={"metavar": "DOCUMENTS"})
-    """Documents that `lexical` learns from, drawn at random from larger corpora."""
-    seed: int = 0
-    """Seed of `lexical`."""
+    path: Path
+    documents: range
 
-    def __post_init__(self) -> None:
-        for name in ("max_length", "workers", "batch_tokens", "seed"):
-            _at_least(name, getattr(self, name), 0)
-        for name in ("documents_per_shard", "dimensions", "fit_documents"):
-            _at_least(name, getattr(self, name), 1)
+    @property
+    def cut_path(self) -> Path:
+        """Beside the file while the stage is at work: how many of its documents were cut."""
+        return self.path.with_suffix(".cut")
 
-    def spec(self) -> EncoderSpec:
-        """The encoder that the options name.
+    def exists(self) -> bool:
+        """Whether it was written."""
+        return self.path.exists() and self.cut_path.exists()
 
-        Raises:
-            InputError: If there is none of that name.
-        """
-        if self.encoder == "lexical":
-            return LexicalSpec(
-                dimensions=self.dimensions, fit_documents=self.fit_documents, seed=self.seed
-            )
-        return HuggingFaceSpec.resolve(
-            self.encoder,
-            minilm.locate() if self.encoder == "minilm" else fetch(self.encoder),
-            pooling=None if self.pooling == "auto" else self.pooling,
-            prompt=self.prompt,
-            max_length=self.max_length,
-            dtype=None if self.dtype == "auto" else self.dtype,
-            device=None if self.device == "auto" else self.device,
-            batch_tokens=self.batch_tokens,
+    def pieces(self) -> Iterator[range]:
+        """Its documents, as they are encoded."""
+        for start in range(self.documents.start, self.documents.stop, _PIECE):
+            yield range(start, min(start + _PIECE, self.documents.stop))
+
+    def write(self, vectors: np.ndarray, cut: int) -> None:
+        """Write both files, each whole or not at all."""
+        with atomic_write(self.cut_path) as temporary:
+            temporary.write_text(str(cut))
+        with atomic_write(self.path) as temporary, open(temporary, "wb") as file:
+            np.save(file, vectors)
+
+
+def embed(options: EmbedOptions, ranks: Ranks | None = None) -> Manifest:
+    """Embed every document of a corpus, on all ranks.
+
+    Writes ``embeddings-00000-of-000NN.npy`` (float16 [n, d], unit rows, document order). An
+    interrupted run continues at the shards that are missing.
+
+    Raises:
+        InputError: On one rank, if corpus or encoder cannot be used, or a document gets no
+            direction; the others end with status 2.
+    """
+    ranks = ranks or Ranks()
+    corpus = ranks.together(lambda: _open_corpus(options))
+    spec = ranks.together(options.spec)
+    first = ranks.share(spec)
+    ranks.together(lambda: _check_alike(spec, first))
+    with ExitStack() as stack:
+        stage = ranks.on_first(lambda: _open_stage(options, corpus, spec, stack))
+        workspace = ranks.share(stage.workspace if stage and not stage.complete else None)
+        if workspace is not None:
+            shards = _shards(workspace, len(corpus), options.documents_per_shard)
+            missing = ranks.share([shard for shard in shards if not shard.exists()])
+            ranks.on_first(lambda: _prepare(spec, corpus, workspace, missing, ranks.size))
+            share = missing[ranks.rank :: ranks.size]
+            ranks.together(lambda: _write(options, spec, corpus, share, stage, ranks))
+            peak = ranks.most(peak_memory_bytes())
+            ranks.on_first(lambda: _finish(stage, corpus, shards, peak) if stage else None)
+        manifest = ranks.share(stage.manifest if stage else None)
+    assert manifest is not None
+    return manifest
+
+
+def _open_corpus(options: EmbedOptions) -> Corpus:
+    """The corpus, its tokenizer checked."""
+    corpus = Corpus(options.corpus, options.tokenizer)
+    _ = corpus.tokenizer
+    return corpus
+
+
+def _check_alike(spec: EncoderSpec, first: EncoderSpec) -> None:
+    """Refuse a rank whose machine would choose other settings than that of rank 0."""
+    if not isinstance(spec, TransformerSpec) or not isinstance(first, TransformerSpec):
+        return
+    here, there = spec.machine, first.machine
+    if here != there:
+        raise InputError(
+            f"this machine would run {spec.name} on {here.device} in {here.dtype}, that of rank 0 "
+            f"on {there.device} in {there.dtype}; give --device and --dtype"
         )
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        flag = "--" + name.replace("_", "-")
-        raise InputError(f"{flag} {value}: must be at least {least}")
-
-
-def embed(options: EmbedOptions) -> Manifest:
-    """Embed every document of a corpus.
-
-    Writes ``embeddings-00000-of-000NN.npy`` (float16 [n, d], unit rows, document order). An
-    interrupted run continues at the first shard that is missing.
-
-    Raises:
-        InputError: If corpus or encoder cannot be used, or a document gets no direction.
-    """
-    corpus = Corpus(options.corpus, options.tokenizer)
-    spec = options.spec()
-    with Stage.open(
+def _open_stage(
+    options: EmbedOptions, corpus: Corpus, spec: EncoderSpec, stack: ExitStack
+) -> Stage:
+    stage = Stage.open(
         options.output,
         "embed",
         options=spec.settings() | {"documents_per_shard": options.documents_per_shard},
         inputs=corpus.files(),
         resumable=True,
-    ) as stage:
-        if not stage.complete:
-            workers = options.workers or _default_workers(spec)
-            workers = workers if spec.parallel else 1
-            shards = _shards(len(corpus), options.documents_per_shard)
-            _write_shards(stage, spec, corpus, shards, workers)
-            rows = np.load(stage.workspace / shard_name(0, len(shards)), mmap_mode="r")
-            stage.finish(
-                counts={
-                    "documents": len(corpus),
-                    "dimensions": rows.shape[1],
-                    "cut": _collect_cut(stage.workspace),
-                    "corpus": corpus.fingerprints,
-                }
-            )
-    return stage.manifest
+    )
+    stack.enter_context(stage)
+    stack.callback(_forget_encoder, stage.workspace)
+    return stage
 
 
-def _default_workers(spec: EncoderSpec) -> int:
-    """One process per core this process may use, as many as fit into three quarters of memory."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    fitting = int(0.75 * memory / max(spec.memory_bytes, 1))
-    return max(1, min(len(os.sched_getaffinity(0)), fitting))
+def _forget_encoder(workspace: Path) -> None:
+    """Leave nothing behind that another encoder would have to be told from, before any shard."""
+    if not any(workspace.glob("embeddings-*.npy")):
+        shutil.rmtree(workspace / _PREPARED, ignore_errors=True)
 
 
-def _shards(documents: int, per_shard: int) -> list[Range]:
-    """(first, after the last) document of every shard."""
-    return [(start, min(start + per_shard, documents)) for start in range(0, documents, per_shard)]
-
-
-def _write_shards(
-    stage: Stage, spec: EncoderSpec, corpus: Corpus, shards: list[Range], workers: int
-) -> None:
-    """Write the shards that the workspace of a stage does not have yet."""
-    paths = [stage.workspace / shard_name(number, len(shards)) for number in range(len(shards))]
-    missing = [
-        (path, shard)
-        for path, shard in zip(paths, shards, strict=True)
-        if not (path.exists() and _cut_path(path).exists())
+def _shards(workspace: Path, documents: int, per_shard: int) -> list[Shard]:
+    starts = range(0, documents, per_shard)
+    return [
+        Shard(
+            workspace / shard_name(number, len(starts)),
+            range(start, min(start + per_shard, documents)),
+        )
+        for number, start in enumerate(starts)
     ]
-    pieces = [piece for _, shard in missing for piece in _pieces(shard)]
+
+
+def _prepare(
+    spec: EncoderSpec, corpus: Corpus, workspace: Path, missing: list[Shard], ranks: int
+) -> None:
+    """Make what the encoder's processes open, unless an interrupted run has made it."""
+    if 0 < len(missing) < ranks:
+        print(
+            f"{len(missing)} shards for {ranks} ranks: the others have nothing to do; "
+            "smaller --documents-per-shard makes more",
+            file=sys.stderr,
+        )
+    directory = workspace / _PREPARED
+    if missing and not directory.exists():
+        partial = workspace / f"{_PREPARED}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            spec.prepare(corpus, partial)
+            partial.rename(directory)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(
+    options: EmbedOptions,
+    spec: EncoderSpec,
+    corpus: Corpus,
+    shards: Sequence[Shard],
+    stage: Stage | None,
+    ranks: Ranks,
+) -> None:
+    """Write this rank's share of the missing shards."""
+    pieces = [piece for shard in shards for piece in shard.pieces()]
     if not pieces:
         return
+    prepared = shards[0].path.parent / _PREPARED
+    workers = options.workers or _default_workers(spec, ranks) if spec.parallel else 1
     # Loading the libraries costs a process as much as a piece or two.
     workers = max(1, min(workers, len(pieces) // 2))
-    done = len(corpus) - sum(stop - start for start, stop in pieces)
-    with (
-        closing(encode_ranges(spec, corpus, pieces, workers)) as results,
-        Progress(f"embed with {spec.name}", len(corpus), "documents", initial=done) as progress,
-    ):
-        for path, shard in missing:
+    title = f"embed with {spec.name}"
+    title += f", share of rank 0 of {ranks.size}" if ranks.size > 1 else ""
+    total = sum(map(len, pieces))
+    shown = Progress(title, total, "documents") if ranks.rank == 0 else nullcontext()
+    results = encode_pieces(spec, corpus, prepared, pieces, workers=workers, gpu=ranks.local_rank)
+    with closing(results), shown as progress:
+        for shard in shards:
             vectors, cut = [], 0
-            for _, rows in zip(_pieces(shard), results, strict=False):
+            for _, rows in zip(shard.pieces(), results, strict=False):
+                ranks.check()
                 vectors.append(rows.vectors)
                 cut += rows.cut
-                progress.update(len(rows.vectors))
-            with atomic_write(_cut_path(path)) as temporary:
-                temporary.write_text(str(cut))
-            with atomic_write(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, np.concatenate(vectors))
-            stage.checkpoint()
+                if progress is not None:
+                    progress.update(len(rows.vectors))
+            shard.write(np.concatenate(vectors), cut)
+            if stage is not None:
+                stage.checkpoint()
 
 
-def _pieces(shard: Range) -> Iterator[Range]:
-    start, stop = shard
-    for first in range(start, stop, _PIECE):
-        yield first, min(first + _PIECE, stop)
+def _default_workers(spec: EncoderSpec, ranks: Ranks) -> int:
+    """One process per core of this rank, as many as fit into three quarters of its memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / ranks.local_size
+    fitting = int(0.75 * memory / max(spec.memory_bytes, 1))
+    return max(1, min(ranks.processors, fitting))
 
 
-def _cut_path(shard: Path) -> Path:
-    return shard.with_suffix(".cut")
-
-
-def _collect_cut(workspace: Path) -> int:
-    """Sum the counts of cut documents over the shards, and remove them."""
-    total = 0
-    for path in workspace.glob("*.cut"):
-        total += int(path.read_text())
-        path.unlink()
-    return total
+def _finish(stage: Stage, corpus: Corpus, shards: list[Shard], peak_memory: int) -> None:
+    """Count, remove what was needed on the way, complete the output."""
+    cut = sum(int(shard.cut_path.read_text()) for shard in shards)
+    dimensions = np.load(shards[0].path, mmap_mode="r").shape[1]
+    for shard in shards:
+        shard.cut_path.unlink()
+    shutil.rmtree(stage.workspace / _PREPARED, ignore_errors=True)
+    stage.finish(
+        counts={
+            "documents": len(corpus),
+            "dimensions": dimensions,
+            "cut": cut,
+            "corpus": corpus.fingerprints,
+        },
+        peak_memory=peak_memory,
+    )

@@ -3,26 +3,28 @@
 Latent semantic analysis: Deerwester et al., 1990.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megatron_sbp.corpus.documents import Corpus
-from megatron_sbp.embedding.encoders import Encoded
+from megatron_sbp.embedding.encoders import Encoded, EncoderSpec, sample
 from megatron_sbp.errors import InputError, require
 
-_FEATURES = (
-    1 << 16
-)  # Most frequent words kept; the components take 4 x features x dimensions bytes.
+# Most frequent words kept; the projection takes 4 x features x dimensions bytes.
+_FEATURES = 1 << 16
 _WORD = r"(?u)\w+"
 # Below this share of its length inside the learnt subspace a direction is rounding noise.
 _SMALLEST_NORM = 1e-5
+_LIBRARIES_BYTES = 200 << 20  # Resident size of a process with scikit-learn.
 
 
 @dataclass(kw_only=True, frozen=True)
-class LexicalSpec:
+class LexicalSpec(EncoderSpec):
     """TF-IDF and truncated SVD; see ``LexicalEncoder``."""
 
     dimensions: int
@@ -32,8 +34,16 @@ class LexicalSpec:
     seed: int
     """Of that draw and of the randomised SVD."""
     name: str = "lexical"
-    parallel: bool = False
-    memory_bytes: int = 0
+
+    @property
+    def parallel(self) -> bool:
+        """Counting words is Python's work, so processes share it."""
+        return True
+
+    @property
+    def memory_bytes(self) -> int:
+        """Libraries and projection."""
+        return _LIBRARIES_BYTES + 4 * _FEATURES * self.dimensions
 
     def settings(self) -> dict[str, Any]:
         """The options; the corpus, which decides the rest, is an input of the stage."""
@@ -42,47 +52,66 @@ class LexicalSpec:
             key: settings[key] for key in ("dimensions", "fit_documents", "seed")
         }
 
-    def load(self, corpus: Corpus, threads: int | None = None) -> "LexicalEncoder":
-        """Fit to the corpus or a sample of it."""
-        return LexicalEncoder(self, corpus)
+    def prepare(self, corpus: Corpus, directory: Path) -> None:
+        """Learn vocabulary, weights and projection from the corpus or a sample of it.
+
+        On one thread, so that the result does not depend on their number.
+
+        Raises:
+            InputError: If no document has a word.
+        """
+        require("sklearn", package="scikit-learn")
+        from sklearn.utils.extmath import randomized_svd
+        from threadpoolctl import threadpool_limits
+
+        tfidf = _vectorizer(max_features=_FEATURES)
+        documents = sample(corpus, self.fit_documents, self.seed)
+        try:
+            matrix = tfidf.fit_transform(corpus.texts(documents))
+        except ValueError:  # of scikit-learn: empty vocabulary
+            raise InputError(
+                f"{corpus.prefixes[0]}: no document has a word, so `lexical` has nothing to go "
+                "by; choose another --encoder"
+            ) from None
+        with threadpool_limits(1):
+            _, _, components = randomized_svd(
+                matrix, min(self.dimensions, *matrix.shape), n_iter=5, random_state=self.seed
+            )
+        (directory / "words.json").write_text(json.dumps(tfidf.get_feature_names_out().tolist()))
+        np.save(directory / "idf.npy", tfidf.idf_)
+        np.save(directory / "projection.npy", np.ascontiguousarray(components.T))
+
+    def open(
+        self, corpus: Corpus, directory: Path, *, threads: int | None = None, gpu: int = 0
+    ) -> "LexicalEncoder":
+        """Read what ``prepare`` learnt."""
+        return LexicalEncoder(directory)
 
 
 class LexicalEncoder:
     """Rows of the TF-IDF matrix, projected onto its leading singular vectors.
 
     Args:
-        spec: Options.
-        corpus: What it is fitted to: at most ``spec.fit_documents`` of its documents.
-
-    Raises:
-        InputError: If no document has a word.
+        directory: What ``LexicalSpec.prepare`` wrote.
     """
 
-    def __init__(self, spec: LexicalSpec, corpus: Corpus):
-        require("sklearn", package="scikit-learn")
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.utils.extmath import randomized_svd
-
-        sample = np.arange(len(corpus))
-        if len(sample) > spec.fit_documents:
-            draw = np.random.default_rng(spec.seed)
-            sample = np.sort(draw.choice(len(corpus), spec.fit_documents, replace=False))
-        self._tfidf = TfidfVectorizer(
-            token_pattern=_WORD, sublinear_tf=True, max_features=_FEATURES, dtype=np.float32
-        )
-        try:
-            matrix = self._tfidf.fit_transform(corpus.texts(sample.tolist()))
-        except ValueError:  # of scikit-learn: empty vocabulary
-            raise InputError(
-                f"{corpus.prefixes[0]}: no document has a word, so `lexical` has nothing to go "
-                "by; choose another --encoder"
-            ) from None
-        _, _, self._components = randomized_svd(
-            matrix, min(spec.dimensions, *matrix.shape), n_iter=5, random_state=spec.seed
-        )
+    def __init__(self, directory: Path):
+        self._tfidf = _vectorizer(vocabulary=json.loads((directory / "words.json").read_text()))
+        self._tfidf.idf_ = np.load(directory / "idf.npy")
+        self._projection_WD = np.load(directory / "projection.npy")
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Vectors of the texts; zero where a text shares no word with the fitted documents."""
-        vectors = self._tfidf.transform(texts) @ self._components.T
+        vectors = self._tfidf.transform(texts) @ self._projection_WD
         vectors[np.linalg.norm(vectors, axis=1) < _SMALLEST_NORM] = 0
         return Encoded(vectors, cut=0)
+
+    def encode_documents(self, corpus: Corpus, documents: Sequence[int]) -> Encoded:
+        """Vectors of documents; see ``Encoder.encode_documents``."""
+        return self.encode(list(corpus.texts(documents)))
+
+
+def _vectorizer(**keywords: Any) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(token_pattern=_WORD, sublinear_tf=True, dtype=np.float32, **keywords)

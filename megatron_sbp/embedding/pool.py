@@ -1,10 +1,10 @@
-"""Encoding ranges of documents in order, in this process or in several."""
+"""Encoding pieces of a corpus in order, in this process or in several."""
 
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -19,12 +19,10 @@ from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.embedding.encoders import Encoder, EncoderSpec
 from megatron_sbp.errors import InputError
 
-type Range = tuple[int, int]
-
 
 @dataclass(slots=True, eq=False)
 class Rows:
-    """Embeddings of a range of documents."""
+    """Embeddings of a piece."""
 
     vectors: np.ndarray
     """float16 [documents, d], unit rows."""
@@ -32,37 +30,45 @@ class Rows:
     """Documents longer than the encoder reads."""
 
 
-def encode_ranges(
-    spec: EncoderSpec, corpus: Corpus, ranges: Iterable[Range], workers: int
+def encode_pieces(
+    spec: EncoderSpec,
+    corpus: Corpus,
+    prepared: Path,
+    pieces: Iterable[Sequence[int]],
+    *,
+    workers: int = 1,
+    gpu: int = 0,
 ) -> Generator[Rows]:
-    """Encode ranges of documents and yield the results in the order of the ranges.
+    """Encode pieces of a corpus and yield the results in the order of the pieces.
 
-    The result of a range depends on nothing but the range: not on the number of workers, nor on
-    what was encoded before it.
+    The result of a piece depends on nothing but the piece: not on the number of workers, each of
+    which has one thread, nor on what was encoded before it.
 
     Args:
         spec: The encoder.
         corpus: The documents.
-        ranges: (first, after the last) document of each piece.
+        prepared: Directory that ``spec.prepare`` wrote.
+        pieces: Documents of each piece.
         workers: Processes; 1 encodes in this one.
+        gpu: Number of the CUDA device, if the encoder runs on one.
 
     Raises:
         InputError: If a document cannot be embedded, or a worker process died.
     """
     if workers == 1:
-        encoder = spec.load(corpus)
-        yield from (_encode(encoder, corpus, *piece) for piece in ranges)
+        encoder = spec.open(corpus, prepared, threads=1, gpu=gpu)
+        yield from (_encode(encoder, corpus, piece) for piece in pieces)
         return
     # "spawn": threads of torch and of the tokenizers do not survive a fork.
     context = get_context("spawn")
     # Workers end when the other end of their lifeline closes: here, or because this process died.
     lifeline, grip = context.Pipe(duplex=False)
-    setup = _Setup(spec, corpus.prefixes, corpus.tokenizer.directory, lifeline)
+    setup = _Setup(spec, corpus, prepared, lifeline)
     executor = ProcessPoolExecutor(workers, context, _start_worker, (setup,))
     waiting: deque[Future[Rows]] = deque()
     try:
-        for piece in ranges:
-            waiting.append(executor.submit(_work, *piece))
+        for piece in pieces:
+            waiting.append(executor.submit(_work, piece))
             if len(waiting) > 2 * workers:  # enough that no worker is ever idle
                 yield waiting.popleft().result()
         while waiting:
@@ -82,8 +88,8 @@ class _Setup:
     """What a worker process is told at its start."""
 
     spec: EncoderSpec
-    prefixes: list[Path]
-    tokenizer: Path
+    corpus: Corpus
+    prepared: Path
     lifeline: Connection
 
 
@@ -104,27 +110,26 @@ def _watch(lifeline: Connection) -> None:
 
 
 @cache
-def _loaded() -> tuple[Encoder, Corpus]:
+def _loaded() -> Encoder:
     """This worker's model; loaded by the first piece, as the pool loses errors of the start."""
-    corpus = Corpus(_setup.prefixes, _setup.tokenizer)
-    return _setup.spec.load(corpus, threads=1), corpus
+    return _setup.spec.open(_setup.corpus, _setup.prepared, threads=1)
 
 
-def _work(start: int, stop: int) -> Rows:
-    return _encode(*_loaded(), start, stop)
+def _work(piece: Sequence[int]) -> Rows:
+    return _encode(_loaded(), _setup.corpus, piece)
 
 
-def _encode(encoder: Encoder, corpus: Corpus, start: int, stop: int) -> Rows:
-    """Texts of a range, their vectors, scaled to length 1."""
-    encoded = encoder.encode(list(corpus.texts(range(start, stop))))
+def _encode(encoder: Encoder, corpus: Corpus, piece: Sequence[int]) -> Rows:
+    """Vectors of a piece, scaled to length 1."""
+    encoded = encoder.encode_documents(corpus, piece)
     norms = np.linalg.norm(encoded.vectors, axis=1)
     wrong = ~(np.isfinite(norms) & (norms > 0))
     if wrong.any():
         at = int(np.argmax(wrong))
-        prefix, row = corpus.locate(start + at)
+        prefix, row = corpus.locate(piece[at])
         what = "a zero vector" if norms[at] == 0 else "a vector that is not finite"
         raise InputError(
-            f"{corpus.prefixes[prefix]}: document {row} (id {start + at}) got {what} from the "
+            f"{corpus.prefixes[prefix]}: document {row} (id {piece[at]}) got {what} from the "
             "encoder; remove the document, or choose another --encoder or --dtype fp32"
         )
     return Rows((encoded.vectors / norms[:, None]).astype(np.float16), encoded.cut)

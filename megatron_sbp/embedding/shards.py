@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,12 +14,27 @@ from megatron_sbp.manifest import Manifest
 
 _NAME = re.compile(r"embeddings-(\d+)-of-(\d+)\.npy")
 _OPEN_SHARDS = 64  # Every open memory map holds a file descriptor.
+_CHECKED = 1 << 15  # Numbers checked at a time.
 _NORM_TOLERANCE = 1e-2  # Rounding a unit row to float16 changes its norm by less than 1e-3.
+
+type ShardKey = tuple[int, int]
+"""Number of a shard, and of how many."""
 
 
 def shard_name(number: int, count: int) -> str:
     """File name of shard ``number`` of ``count``."""
     return f"embeddings-{number:05}-of-{count:05}.npy"
+
+
+class Span(NamedTuple):
+    """Consecutive rows of one shard."""
+
+    shard: int
+    """Number of the shard."""
+    first: int
+    """Its first row."""
+    after: int
+    """The row after the last."""
 
 
 class Embeddings:
@@ -36,24 +51,36 @@ class Embeddings:
     """
 
     def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
-        self.paths = _complete(self.directory)
-        shapes = [_open(path).shape for path in self.paths]
-        self.dimensions: int = shapes[0][1]
+        found = present_shards(Path(directory))
+        shapes = {key: open_shard(path).shape for key, path in found.items()}
+        self._begin(Path(directory), found, shapes)
+
+    def _begin(
+        self,
+        directory: Path,
+        found: Mapping[ShardKey, Path],
+        shapes: Mapping[ShardKey, tuple[int, ...]],
+    ) -> None:
+        """Take the shards of a directory, of which the shapes are known."""
+        self.directory = directory
+        self.paths = _complete(directory, found)
+        ordered = [shapes[key] for key in sorted(found)]
+        self.dimensions: int = ordered[0][1]
         """Length d of every row."""
-        for path, shape in zip(self.paths, shapes, strict=True):
+        for path, shape in zip(self.paths, ordered, strict=True):
             if shape[1] != self.dimensions:
                 raise InputError(
                     f"{path}: rows of {shape[1]} numbers, but {self.paths[0].name} has "
                     f"{self.dimensions}; give shards made by one encoder"
                 )
-        self.offsets = np.cumsum([0] + [shape[0] for shape in shapes], dtype=np.int64)
+        self.offsets = np.cumsum([0] + [shape[0] for shape in ordered], dtype=np.int64)
         """int64 [shards + 1], document of each shard's first row, then their number."""
         if not len(self):
             raise InputError(f"{self.directory}: the shards hold no rows; embed a corpus")
         self.manifest = Manifest.read_if_there(self.directory, "embed", "embed_documents.py")
         """The manifest beside the shards, None if another tool wrote them."""
-        self._shard = lru_cache(maxsize=_OPEN_SHARDS)(lambda number: _open(self.paths[number]))
+        self.shard = lru_cache(maxsize=_OPEN_SHARDS)(lambda number: open_shard(self.paths[number]))
+        """Memory map of a shard by its number."""
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
@@ -65,21 +92,21 @@ class Embeddings:
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows of the documents ``start`` to ``stop - 1`` as float16 [stop - start, d]."""
         pieces = []
-        for shard, low, high in self._spans(start, stop):
-            piece = np.asarray(self._shard(shard)[low:high])
-            self._check(piece, self.offsets[shard] + np.arange(low, high))
+        for shard, low, high in self.spans(start, stop):
+            piece = np.asarray(self.shard(shard)[low:high])
+            self.check(piece, self.offsets[shard] + np.arange(low, high))
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """(shard, first row, row after the last) that together hold a range of documents."""
+    def spans(self, start: int, stop: int) -> Iterator[Span]:
+        """Where the documents ``start`` to ``stop - 1`` lie."""
         if not 0 <= start < stop <= len(self):
             raise IndexError(f"documents {start} to {stop} of {len(self)}")
         shard = int(np.searchsorted(self.offsets, start, side="right")) - 1
         while start < stop:
             base, end = int(self.offsets[shard]), int(self.offsets[shard + 1])
             if start < end:
-                yield shard, start - base, min(stop, end) - base
+                yield Span(shard, start - base, min(stop, end) - base)
                 start = end
             shard += 1
 
@@ -89,13 +116,30 @@ class Embeddings:
         shards = np.searchsorted(self.offsets, documents, side="right") - 1
         for shard in np.unique(shards):
             where = np.flatnonzero(shards == shard)
-            rows[where] = self._shard(int(shard))[documents[where] - self.offsets[shard]]
-        self._check(rows, documents)
+            rows[where] = self.shard(int(shard))[documents[where] - self.offsets[shard]]
+        self.check(rows, documents)
         return rows
 
-    def _check(self, rows: np.ndarray, documents: np.ndarray) -> None:
-        """Refuse rows that are not finite or not of unit length, naming the document."""
-        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float32))
+    def check(self, rows: np.ndarray, documents: np.ndarray) -> None:
+        """Refuse rows that are not finite or not of unit length.
+
+        Args:
+            rows: float16 [n, d].
+            documents: Their ids, int64 [n].
+
+        Raises:
+            InputError: It names the document.
+        """
+        norms = np.empty(len(rows), dtype=np.float32)
+        # In pieces that stay in the cache; float16 is widened much faster by itself.
+        step = max(1, _CHECKED // rows.shape[1])
+        for first in range(0, len(rows), step):
+            some = rows[first : first + step].astype(np.float32)
+            norms[first : first + step] = np.sqrt(np.einsum("ij,ij->i", some, some))
+        self.refuse(norms, documents)
+
+    def refuse(self, norms: np.ndarray, documents: np.ndarray) -> None:
+        """Raise if a document's row has another length than 1; see ``check``."""
         wrong = ~(np.abs(norms - 1) <= _NORM_TOLERANCE)  # NaN is wrong, too
         if wrong.any():
             at = int(np.argmax(wrong))
@@ -105,14 +149,20 @@ class Embeddings:
             )
 
 
-def _complete(directory: Path) -> list[Path]:
-    """The shards of a directory in order, none missing."""
+def present_shards(directory: Path) -> dict[ShardKey, Path]:
+    """The shards that lie in a directory, which may be some of all.
+
+    Raises:
+        InputError: If there is no such directory.
+    """
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; give one that holds embeddings-*.npy")
-    found = {}
-    for path in directory.iterdir():
-        if match := _NAME.fullmatch(path.name):
-            found[int(match[1]), int(match[2])] = path
+    matches = ((_NAME.fullmatch(path.name), path) for path in directory.iterdir())
+    return {(int(match[1]), int(match[2])): path for match, path in matches if match}
+
+
+def _complete(directory: Path, found: Mapping[ShardKey, Path]) -> list[Path]:
+    """The paths of all shards in order, none missing."""
     if not found:
         raise InputError(
             f"{directory}: holds no {shard_name(0, 1)} or the like; run embed_documents.py first"
@@ -131,11 +181,15 @@ def _complete(directory: Path) -> list[Path]:
             )
     if len(found) != count:
         raise InputError(f"{directory}: holds {len(found)} shards of {count}; remove the others")
-    return [found[number, count] for number in range(count)]
+    return [found[key] for key in sorted(found)]
 
 
-def _open(path: Path) -> np.ndarray:
-    """Memory-map one shard and check its type and shape."""
+def open_shard(path: Path) -> np.ndarray:
+    """Memory-map one shard and check its type and shape.
+
+    Raises:
+        InputError: If it cannot be read, or is no shard.
+    """
     try:
         shard = np.load(path, mmap_mode="r")
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import Protocol
 from megatron_sbp.corpus.tokenizer import FILENAME as TOKENIZER
 from megatron_sbp.corpus.tokenizer import Tokenizer
 from megatron_sbp.errors import InputError
-from megatron_sbp.models import export
+from megatron_sbp.models import export, vocabulary
 from megatron_sbp.models.checkpoint import MegatronCheckpoint, is_megatron
 from megatron_sbp.synthesis.engine import Engine, Sampling
 
@@ -66,11 +66,7 @@ class MegatronSource:
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that is not the model's, and a model that cannot be exported."""
-        named = getattr(self._checkpoint.args, "tokenizer_model", None)
-        if named is not None:
-            _check_vocabulary(tokenizer, Path(named))
-        export.check_architecture(self._checkpoint)
-        export.check_vocabulary(self._checkpoint, tokenizer)
+        vocabulary.check(self._checkpoint, tokenizer)
 
     def prepare(self, tokenizer: Tokenizer, directory: Path) -> Path:
         """Export to ``directory``, unless that was done before."""
@@ -125,7 +121,7 @@ class HuggingFaceSource:
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that is not the model's."""
         if (self._directory / TOKENIZER).is_file():
-            _check_vocabulary(tokenizer, self._directory)
+            vocabulary.check_tokens(tokenizer, self._directory)
         known = self._config("vocab_size")
         if known < tokenizer.vocab_size:
             raise InputError(
@@ -136,25 +132,6 @@ class HuggingFaceSource:
     def prepare(self, tokenizer: Tokenizer, directory: Path) -> Path:
         """The directory itself."""
         return self._directory
-
-
-def _check_vocabulary(tokenizer: Tokenizer, directory: Path) -> None:
-    """Refuse a tokenizer with other tokens than the one in a directory, if that is still there."""
-    if not (directory / TOKENIZER).is_file():
-        return
-    if _vocabulary(directory) != _vocabulary(tokenizer.directory):
-        other = Tokenizer(directory)
-        raise InputError(
-            f"{tokenizer.directory}: is not the tokenizer that the model was trained with, "
-            f"{directory} ({tokenizer.vocab_size} ids against {other.vocab_size}); "
-            "give a corpus with the model's tokenizer"
-        )
-
-
-def _vocabulary(directory: Path) -> dict[str, int]:
-    from tokenizers import Tokenizer as Backend
-
-    return Backend.from_file(str(directory / TOKENIZER)).get_vocab(with_added_tokens=True)
 
 
 def load_engine(

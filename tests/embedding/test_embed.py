@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_sbp import cli
 from megatron_sbp.corpus import tokenizer
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.indexed import IndexedWriter
-from megatron_sbp.embedding.embed import EmbedOptions, embed
+from megatron_sbp.embedding.embed import embed
+from megatron_sbp.embedding.options import EmbedOptions
 from megatron_sbp.embedding.shards import Embeddings
+from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
 from tests.conftest import ROOT, run_command
 from tests.embedding.test_huggingface import reference
+from tests.test_ranks import TORCHRUN
 
 
 def flags(corpus: Corpus, output: Path, *others: str | Path) -> list[str | Path]:
@@ -67,6 +72,50 @@ def test_number_of_workers_does_not_matter(
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
+@pytest.mark.parametrize("launcher", ["mpiexec", "torchrun"])
+def test_number_of_ranks_does_not_matter(
+    launcher: str, tiny_bert: Path, words_corpus: Corpus, tmp_path: Path
+) -> None:
+    encoder = "lexical" if launcher == "mpiexec" else str(tiny_bert)
+    one, two = tmp_path / "one", tmp_path / "two"
+    embed(
+        EmbedOptions(
+            corpus=[str(prefix) for prefix in words_corpus.prefixes],
+            output=str(one),
+            encoder=encoder,
+            documents_per_shard=60,
+        )
+    )
+    command = flags(words_corpus, two, "--encoder", encoder, "--documents-per-shard", "60")
+    if launcher == "mpiexec":
+        done = run_command(*command, ranks=2)
+    else:
+        done = run_command(*TORCHRUN, *command)
+    assert done.returncode == 0, done.stderr
+    assert len(contents(one)) == 5 and contents(one) == contents(two)
+    assert done.stdout.count("embeddings: ") == 1
+    assert Manifest.read(one).counts == Manifest.read(two).counts
+
+
+def test_an_error_on_one_rank_ends_all(tmp_path: Path) -> None:
+    made = tokenizer.train(["some words", "???"], 300, tmp_path / "tokenizer")
+    with IndexedWriter(tmp_path / "c", np.uint16) as writer:
+        for text in ("some words", "???", "more words", "words"):
+            writer.append(made.encode(text))
+    others = ["--encoder", "lexical", "--documents-per-shard", "1"]
+    done = run_command(*flags(Corpus([tmp_path / "c"]), tmp_path / "e", *others), ranks=2)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("error: rank 1: "), line
+    assert "c: document 1 (id 1) got a zero vector" in line
+    assert not (tmp_path / "e").exists()
+    others[-1] = "4"
+    done = run_command(*flags(Corpus([tmp_path / "c"]), tmp_path / "f", *others), ranks=2)
+    said = done.stderr.splitlines()
+    assert done.returncode == 2 and len(said) == 2, said
+    assert said[0].startswith("1 shards for 2 ranks: ") and said[1].startswith("error: rank 0: ")
+    assert not (tmp_path / "f").exists() and not (tmp_path / "f.partial").exists()
+
+
 def test_killed_and_started_again_gives_the_same_bytes(
     words_corpus: Corpus, tmp_path: Path
 ) -> None:
@@ -82,7 +131,7 @@ def test_killed_and_started_again_gives_the_same_bytes(
         process.kill()
     done = {path: path.stat().st_mtime_ns for path in workspace.glob("embeddings-*.npy")}
     assert done and not output.exists(), "not killed in the middle"
-    resumed = run_command(*flags(words_corpus, output, *others))
+    resumed = run_command(*flags(words_corpus, output, *others), ranks=2)
     assert resumed.returncode == 0, resumed.stderr
     assert contents(output) == contents(whole)
     manifest = Manifest.read(output)
@@ -109,14 +158,18 @@ def test_bad_input_is_one_line(words_corpus: Corpus, tiny_bert: Path, tmp_path: 
         (words_corpus, ["--encoder", empty], "has no config.json"),
         (words_corpus, ["--encoder", "no/such/model/here"], "no/such/model/here: cannot be loaded"),
         (words_corpus, ["--encoder", tiny_bert, "--max-length", "999"], "at most 128"),
+        (words_corpus, ["--encoder", tiny_bert, "--dimensions", "33"], "--dimensions 33: "),
+        (words_corpus, ["--encoder", tiny_bert, "--layer", "1"], "--layer 1: is not for --encoder"),
+        (words_corpus, ["--encoder", tiny_bert, "--no-center"], "--no-center: is not for"),
+        (words_corpus, ["--encoder", "lexical", "--max-windows", "2"], "--max-windows 2: is not"),
         (words_corpus, ["--workers", "-1"], "--workers -1: must be at least 0"),
         (words_corpus, ["--documents-per-shard", "0"], "--documents-per-shard 0: "),
         (corpus, ["--encoder", "lexical"], f"{odd / 'c'}: document 2 (id 2) got a zero vector"),
     ]
     for given, others, message in cases:
-        done = run_command(*flags(given, tmp_path / "e", *others))
-        (line,) = done.stderr.splitlines()
-        assert done.returncode == 2 and line.startswith("error: ") and message in line, line
+        _, *line = map(str, flags(given, tmp_path / "e", *others))
+        with pytest.raises(InputError, match=re.escape(message)):
+            embed(cli.parse(EmbedOptions, "", line))
         assert not (tmp_path / "e").exists() and not (tmp_path / "e.partial").exists()
     done = run_command("tools/embed_documents.py", "--corpus", odd / "x", "--output", odd / "e")
     assert done.returncode == 2 and f"{odd / 'x'}.idx" in done.stderr

@@ -8,9 +8,11 @@ import pytest
 
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.embedding import minilm
-from megatron_sbp.embedding.huggingface import HuggingFaceSpec, Pooling, fetch
+from megatron_sbp.embedding.huggingface import HuggingFaceSpec, fetch
+from megatron_sbp.embedding.transformer import Machine, Pooling
 from megatron_sbp.errors import InputError
 
+EXACT = Machine.resolve("fp32", "cpu")
 TEXTS = [
     "A short one.",
     "",
@@ -47,10 +49,10 @@ def cosines(spec: HuggingFaceSpec, corpus: Corpus, expected: np.ndarray, texts: 
 def test_minilm_is_the_model_of_its_files(words_corpus: Corpus) -> None:
     directory = minilm.locate()
     expected = reference(directory, TEXTS, "mean", 256)
-    exact = HuggingFaceSpec.resolve("minilm", directory, dtype="fp32")
+    exact = HuggingFaceSpec.resolve("minilm", directory, machine=EXACT)
     assert (exact.pooling, exact.max_length, exact.prompt) == ("mean", 256, "")
     assert cosines(exact, words_corpus, expected, TEXTS).min() > 1 - 1e-5
-    rounded = HuggingFaceSpec.resolve("minilm", directory, dtype="bf16")
+    rounded = HuggingFaceSpec.resolve("minilm", directory, machine=Machine.resolve("bf16", "cpu"))
     assert cosines(rounded, words_corpus, expected, TEXTS).min() > 1 - 1e-3
     assert exact.load(words_corpus).encode(TEXTS).cut == 1
 
@@ -70,25 +72,24 @@ def test_any_model_any_pooling_any_batch(
     tiny_bert: Path, words_corpus: Corpus, pooling: Pooling, batch_tokens: int
 ) -> None:
     texts = list(words_corpus.texts(range(60)))
-    spec = HuggingFaceSpec.resolve(
-        "tiny", tiny_bert, pooling=pooling, dtype="fp32", batch_tokens=batch_tokens
-    )
+    machine = Machine.resolve("fp32", "cpu", batch_tokens)
+    spec = HuggingFaceSpec.resolve("tiny", tiny_bert, pooling=pooling, machine=machine)
     expected = reference(tiny_bert, texts, pooling, 40)
     assert cosines(spec, words_corpus, expected, texts).min() > 1 - 1e-5
 
 
 def test_models_files_decide(tiny_bert: Path, words_corpus: Corpus, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_bert, tmp_path / "model")
-    spec = HuggingFaceSpec.resolve("model", model)
+    spec = HuggingFaceSpec.resolve("model", model, machine=EXACT)
     assert (spec.pooling, spec.max_length, spec.prompt) == ("cls", 40, "")
     prompts = {"prompts": {"query": "q: ", "document": "d: "}, "default_prompt_name": None}
     (model / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     old = {"pooling_mode_mean_tokens": False, "pooling_mode_lasttoken": True}
     (model / "1_Pooling" / "config.json").write_text(json.dumps(old))
     (model / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
-    spec = HuggingFaceSpec.resolve("model", model)
+    spec = HuggingFaceSpec.resolve("model", model, machine=EXACT)
     assert (spec.pooling, spec.max_length, spec.prompt) == ("last", 128, "d: ")
-    plain = HuggingFaceSpec.resolve("model", model, prompt="")
+    plain = HuggingFaceSpec.resolve("model", model, machine=EXACT, prompt="")
     given = spec.load(words_corpus).encode(["WORD1 word2"]).vectors
     meant = plain.load(words_corpus).encode(["d: word1 word2"]).vectors
     assert np.allclose(given, meant, atol=1e-6)
@@ -104,7 +105,7 @@ def test_what_cannot_be_loaded_is_refused(tiny_bert: Path, tmp_path: Path) -> No
         model = shutil.copytree(tiny_bert, tmp_path / str(len(list(tmp_path.iterdir()))))
         (model / name).write_text(json.dumps(content))
         with pytest.raises(InputError, match=message):
-            HuggingFaceSpec.resolve("model", fetch(str(model)))
+            HuggingFaceSpec.resolve("model", fetch(str(model)), machine=EXACT)
 
     refused("pooling is max", "1_Pooling/config.json", {"pooling_mode": "max"})
     refused(
@@ -114,7 +115,7 @@ def test_what_cannot_be_loaded_is_refused(tiny_bert: Path, tmp_path: Path) -> No
     )
     refused("has a Dense layer", "modules.json", [{"type": "sentence_transformers.models.Dense"}])
     with pytest.raises(InputError, match=r"--max-length 500: .* at most 128"):
-        HuggingFaceSpec.resolve("model", tiny_bert, max_length=500)
+        HuggingFaceSpec.resolve("model", tiny_bert, machine=EXACT, max_length=500)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"has no config\.json"):
         fetch(str(tmp_path / "empty"))
