@@ -258,6 +258,8 @@ class Stage:
         self.manifest = manifest
         self.complete = complete
         self.workspace = directory.with_name(directory.name + ".partial")
+        self.scratch = self.workspace / "scratch"
+        """Directory of what is needed until the output is complete; ``finish`` removes it."""
         self._resumable = resumable
         self._started = time.perf_counter()
         self._lock: int | None = None
@@ -269,7 +271,7 @@ class Stage:
         name: str,
         *,
         options: Mapping[str, Any],
-        inputs: Sequence[str | Path],
+        inputs: Sequence[str | Path] | Mapping[str, dict[str, Any]],
         resumable: bool = False,
     ) -> Self:
         """Begin, continue or recognise the stage ``name`` with its output in ``directory``.
@@ -279,7 +281,8 @@ class Stage:
             name: Name of the stage.
             options: What decides the content of the output, JSON-serialisable. Leave out what does
                 not (number of workers, batch size where the result does not depend on it).
-            inputs: Files that are read; their fingerprints are taken.
+            inputs: Files that are read; their fingerprints are taken, unless they are given, by
+                path.
             resumable: Whether files left in the workspace by an interrupted run are of use. If not,
                 they are removed at the start and after an error.
 
@@ -290,7 +293,9 @@ class Stage:
         manifest = Manifest(
             stage=name,
             options=json.loads(json.dumps(dict(options))),
-            inputs={str(path): fingerprint(path) for path in inputs},
+            inputs=dict(inputs)
+            if isinstance(inputs, Mapping)
+            else {str(path): fingerprint(path) for path in inputs},
         )
         stage = cls(directory, manifest, complete=False, resumable=resumable)
         if (directory / FILENAME).exists():
@@ -395,7 +400,8 @@ class Stage:
         manifest = self.manifest
         (self.workspace / FILENAME).unlink(missing_ok=True)
         for path in sorted(self.workspace.rglob("*")):
-            if path.is_file() and path != self.workspace / _LOCK:
+            own = path == self.workspace / _LOCK or self.scratch in path.parents
+            if path.is_file() and not own:
                 _flush(path)
                 entry = fingerprint(path) | {"mtime_ns": path.stat().st_mtime_ns}
                 manifest.outputs[str(path.relative_to(self.workspace))] = entry
@@ -404,6 +410,7 @@ class Stage:
         manifest.peak_memory_bytes = peak_memory or peak_memory_bytes()
         manifest.environment = environment()
         manifest.write(self.workspace)
+        shutil.rmtree(self.scratch, ignore_errors=True)
         _flush(self.workspace)
         os.rename(self.workspace, self.directory)  # takes the place of an empty directory
         self.complete = True
@@ -422,7 +429,10 @@ class Stage:
         traceback: TracebackType | None,
     ) -> None:
         if not self.complete:
-            if self._resumable and self._pieces():
+            of_use = self._resumable and any(
+                path.is_file() for piece in self._pieces() for path in (piece, *piece.rglob("*"))
+            )
+            if of_use:
                 self.checkpoint()
             else:
                 shutil.rmtree(self.workspace, ignore_errors=True)

@@ -25,9 +25,17 @@ def summarize(output: str, manifest: Manifest) -> None:
     for name, count in counts.get("removed", {}).items():
         rows[f"removed: {name.replace('_', ' ')}"] = count
     if not counts["token_filters"]:
-        rows["identical, near copies"] = "not looked for: no --corpus given"
-    if "control" in manifest.options and manifest.options["control"] == "random":
+        rows["filters on documents"] = "off: no --corpus given"
+    search = counts["search"]
+    if manifest.options.get("control") == "random":
         rows["control"] = "random neighbours"
+    else:
+        rows["search"] = ", ".join(f"{name} {value}" for name, value in search.items())
+    if recall := counts.get("recall"):
+        rows["recall"] = (
+            f"{recall['value']:.4f} ({recall['low']:.4f} to {recall['high']:.4f}, 95% confidence, "
+            f"{recall['pairs']:,} pairs of {recall['anchors']:,} random anchors)"
+        )
     cli.summary(f"pairs: {output}", rows | {"time": cli.clock(manifest.seconds)})
 
 

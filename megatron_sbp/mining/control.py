@@ -1,11 +1,15 @@
 """Random pairs with the anchors of mined ones: the control that pairs are compared with."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from megatron_sbp.embedding.shards import Embeddings
 from megatron_sbp.errors import InputError
+from megatron_sbp.mining.findings import Found
+from megatron_sbp.mining.layout import Block
 from megatron_sbp.mining.pairs import PairStore
-from megatron_sbp.mining.search import Found, scored
+from megatron_sbp.mining.window import scored
 
 
 class RandomSearch:
@@ -17,12 +21,15 @@ class RandomSearch:
         embeddings: Every document's; they give the scores.
         pairs: The mined pairs.
         seed: Of the draws.
+        blocks: The corpus, cut; its units of work.
 
     Raises:
         InputError: If the pairs have ids that the embeddings do not.
     """
 
-    def __init__(self, embeddings: Embeddings, pairs: PairStore, seed: int):
+    def __init__(
+        self, embeddings: Embeddings, pairs: PairStore, seed: int, blocks: Sequence[Block]
+    ):
         if len(pairs) and int(pairs.anchor[-1]) >= len(embeddings):
             raise InputError(
                 f"{pairs.directory}: has document {int(pairs.anchor[-1])}, but "
@@ -30,9 +37,14 @@ class RandomSearch:
                 "from"
             )
         self._embeddings, self._pairs, self._seed = embeddings, pairs, seed
+        self._blocks = blocks
 
-    def find(self, start: int, stop: int) -> Found:
-        """Random pairs of the anchors ``start`` to ``stop - 1``; see ``Search``."""
+    def find(self, units: Sequence[int]) -> Iterator[Found]:
+        """Random pairs of the anchors of some blocks; see ``Finder``."""
+        for unit in units:
+            yield self._pair(*self._blocks[unit])
+
+    def _pair(self, start: int, stop: int) -> Found:
         low, high = np.searchsorted(self._pairs.anchor, (start, stop))
         anchors, counts = np.unique(self._pairs.anchor[low:high], return_counts=True)
         neighbors = [

@@ -1,6 +1,7 @@
 """Filters on the candidates of a block: identical documents, near-copies, the cap per anchor."""
 
 from collections import Counter
+from hashlib import blake2b
 
 import numpy as np
 
@@ -25,6 +26,13 @@ class PairFilters:
         self._options, self._corpus = options, corpus
         self._overlap = None if corpus is None else Overlap(corpus, options.shingle_words)
 
+    @staticmethod
+    def names(options: MineOptions, corpus: Corpus | None) -> list[str]:
+        """The filters that are on, in the order in which they work."""
+        limits = ["outside_token_limits"] if options.min_tokens or options.max_tokens else []
+        tokens = [*limits, "identical", "near_copies"] if corpus is not None else []
+        return [*tokens, "beyond_neighbors"]
+
     def apply(self, pairs: Pairs) -> tuple[Pairs, Counter[str]]:
         """Filter candidates that are in the order of the pair store.
 
@@ -33,16 +41,33 @@ class PairFilters:
         """
         removed: Counter[str] = Counter()
         if self._corpus is not None and self._overlap is not None:
-            same = identical(self._corpus, pairs)
+            lengths = self._lengths(self._corpus, pairs)
+            outside = self._outside(lengths)
+            pairs, lengths = pairs[~outside], lengths[:, ~outside]
+            same = identical(self._corpus, pairs, lengths)
             pairs = pairs[~same]
             jaccard, containment = self._overlap.compare(pairs)
             copies = jaccard >= self._options.max_jaccard
             copies |= containment >= self._options.max_containment
             pairs = pairs[~copies]
-            removed.update(identical=int(same.sum()), near_copies=int(copies.sum()))
+            removed.update(
+                outside_token_limits=int(outside.sum()),
+                identical=int(same.sum()),
+                near_copies=int(copies.sum()),
+            )
         beyond = place_in_run(pairs.anchor) >= self._options.neighbors
         removed.update(beyond_neighbors=int(beyond.sum()))
         return pairs[~beyond], removed
+
+    def _lengths(self, corpus: Corpus, pairs: Pairs) -> np.ndarray:
+        """Tokens of the anchors and of the neighbours, int64 [2, pairs]."""
+        eod = corpus.tokenizer.eod
+        return np.stack([corpus.body_lengths(ids, eod) for ids in (pairs.anchor, pairs.neighbor)])
+
+    def _outside(self, lengths: np.ndarray) -> np.ndarray:
+        """Of each pair, whether a document is shorter or longer than allowed, bool [pairs]."""
+        most = self._options.max_tokens or np.iinfo(np.int64).max
+        return ((lengths < self._options.min_tokens) | (lengths > most)).any(0)
 
 
 class Overlap:
@@ -100,16 +125,27 @@ class Overlap:
         return [self._cache[document] for document in documents.tolist()]
 
 
-def identical(corpus: Corpus, pairs: Pairs) -> np.ndarray:
+def identical(corpus: Corpus, pairs: Pairs, lengths: np.ndarray) -> np.ndarray:
     """Whether the two documents of each pair have the same tokens, bool [pairs].
 
-    The end-of-document token does not count.
+    The end-of-document token does not count. Tokens are compared by a 128-bit hash of each
+    document, which is made once, and only where lengths are equal.
+
+    Args:
+        corpus: The documents.
+        pairs: Pairs of them.
+        lengths: Tokens of the anchors and of the neighbours, int64 [2, pairs].
     """
-    lengths = corpus.lengths.astype(np.int64)
-    # One of two equal documents may lack the end-of-document token.
-    near = np.abs(lengths[pairs.anchor] - lengths[pairs.neighbor]) <= 1
-    same = np.zeros(len(pairs), dtype=bool)
-    for row in np.flatnonzero(near):
-        left, right = int(pairs.anchor[row]), int(pairs.neighbor[row])
-        same[row] = np.array_equal(corpus.body(left), corpus.body(right))
+    same = lengths[0] == lengths[1]
+    equal = pairs[same]
+    documents, places = np.unique(
+        np.concatenate([equal.anchor, equal.neighbor]), return_inverse=True
+    )
+    hashes = np.array([_token_hash(corpus.body(document)) for document in documents.tolist()])
+    if len(equal):
+        same[same] = hashes[places[: len(equal)]] == hashes[places[len(equal) :]]
     return same
+
+
+def _token_hash(tokens: np.ndarray) -> bytes:
+    return blake2b(tokens.astype(np.int64).tobytes(), digest_size=16).digest()

@@ -1,17 +1,20 @@
 """The mine stage: embeddings in, pairs of related documents out.
 
-    blocks of anchors ── spread over ranks ──> search ──> filters ──> one part file per block
-    parts ── rank 0, piece by piece ──> one direction, cap per neighbour ──> the three columns
+    prepare ── all ranks ──> a search and its units of work
+    units ── dealt to ranks ──> candidates, one file per unit
+    blocks of anchors ── dealt to ranks ──> the best candidates, filtered, one part per block
+    parts ── dealt to ranks ──> one direction, cap per neighbour, the three columns
 
-A part depends on nothing but its block, so the result is the same for any number of ranks, and an
-interrupted run continues with the blocks that have no part.
+A file depends on nothing but its unit or block, so the result is the same for any number of ranks,
+and an interrupted run continues with what has no file.
 """
 
 import shutil
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +23,21 @@ import numpy as np
 from megatron_sbp.cli import Progress
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.embedding.shards import Embeddings, check_corpus
-from megatron_sbp.errors import InputError, require
-from megatron_sbp.manifest import Manifest, Stage, peak_memory_bytes
-from megatron_sbp.mining.control import RandomSearch
+from megatron_sbp.errors import InputError
+from megatron_sbp.manifest import Manifest, Stage, fingerprint, peak_memory_bytes
+from megatron_sbp.mining import recall
 from megatron_sbp.mining.filters import PairFilters
+from megatron_sbp.mining.findings import Findings, map_pairs, save_pairs
+from megatron_sbp.mining.layout import Block, Layout, cut, shares
 from megatron_sbp.mining.options import MineOptions
-from megatron_sbp.mining.pairs import PairStore, write_columns
-from megatron_sbp.mining.parts import Block, Parts, blocks
-from megatron_sbp.mining.search import ExactSearch, IndexSearch, Search, Window, build_index
-from megatron_sbp.mining.settle import Settling
+from megatron_sbp.mining.pairs import Pairs, PairStore
+from megatron_sbp.mining.parts import Parts
+from megatron_sbp.mining.products import usable_device
+from megatron_sbp.mining.ring import SpreadEmbeddings
+from megatron_sbp.mining.search import Preparation, Search
+from megatron_sbp.mining.settle import Settled, settle
+from megatron_sbp.mining.window import Window
 from megatron_sbp.ranks import Ranks
-
-_INDEX = "index.faiss"
 
 
 @dataclass(slots=True, eq=False)
@@ -44,14 +50,21 @@ class Inputs:
     """Mined pairs, for a control set."""
 
     @classmethod
-    def open(cls, options: MineOptions) -> "Inputs":
-        """Open everything and check that it belongs together.
+    def open(cls, options: MineOptions, ranks: Ranks) -> "Inputs":
+        """Open everything and check that it belongs together; collective.
 
         Raises:
             InputError: If something is missing or damaged, the embeddings are not the corpus's, or
                 there are fewer documents than neighbours asked for.
         """
-        embeddings = Embeddings(options.embeddings)
+        if options.transfer == "ring":
+            embeddings: Embeddings = SpreadEmbeddings(options.embeddings, ranks)
+        else:
+            embeddings = ranks.together(lambda: Embeddings(options.embeddings))
+        return ranks.together(lambda: cls._check(options, embeddings))
+
+    @classmethod
+    def _check(cls, options: MineOptions, embeddings: Embeddings) -> "Inputs":
         corpus = Corpus(options.corpus, options.tokenizer) if options.corpus else None
         if corpus is not None:
             _check_belongs(embeddings, corpus)
@@ -64,10 +77,14 @@ class Inputs:
             )
         return cls(embeddings, corpus, pairs)
 
-    def files(self) -> list[Path]:
-        """Every file, which is what the stage names as its inputs."""
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Every file with its fingerprint, which is what the stage names as its inputs."""
         boxes = (self.embeddings, self.corpus, self.pairs)
-        return [path for box in boxes if box is not None for path in box.files()]
+        known: dict[str, dict[str, Any]] = {}
+        if isinstance(self.embeddings, SpreadEmbeddings):
+            known = self.embeddings.fingerprints
+        paths = [path for box in boxes if box is not None for path in box.files()]
+        return {str(path): known.get(str(path)) or fingerprint(path) for path in paths}
 
     def fingerprints(self) -> list[dict[str, Any]] | None:
         """Those of the corpus, from the embeddings' manifest if no corpus is given."""
@@ -75,6 +92,25 @@ class Inputs:
             return self.corpus.fingerprints
         manifest = self.embeddings.manifest
         return manifest.counts.get("corpus") if manifest else None
+
+    def layout(self, options: MineOptions) -> Layout:
+        """The blocks of the job.
+
+        Raises:
+            InputError: If the memory does not suffice.
+        """
+        memory, count = options.memory_bytes, len(self.embeddings)
+        shape = (count, self.embeddings.dimensions, options.depth(count))
+        if options.block_size:
+            return Layout.of_size(*shape, options.block_size, memory=memory)
+        device = usable_device(options.device).type
+        return Layout.fit(*shape, memory=memory, device=device)
+
+    def blocks(self, size: int) -> list[Block]:
+        """The corpus, cut into blocks."""
+        if isinstance(self.embeddings, SpreadEmbeddings):
+            return self.embeddings.blocks(size)
+        return cut(len(self.embeddings), size)
 
 
 def _check_belongs(embeddings: Embeddings, corpus: Corpus) -> None:
@@ -94,142 +130,205 @@ def mine(options: MineOptions, ranks: Ranks) -> Manifest:
     Raises:
         InputError: On one rank, if anything given is wrong; the others end with status 2.
     """
-    inputs = ranks.together(lambda: Inputs.open(options))
+    inputs = Inputs.open(options, ranks)
+    layout = ranks.together(lambda: inputs.layout(options))
     with ExitStack() as stack:
         stage = ranks.on_first(lambda: stack.enter_context(_open_stage(options, inputs)))
-        workspace = ranks.share(stage.workspace if stage and not stage.complete else None)
-        if workspace is not None:
-            parts = Parts(workspace / "parts", blocks(len(inputs.embeddings), options.block_size))
-            missing = ranks.share(ranks.on_first(parts.missing)) or []
-            ranks.on_first(lambda: _build_index(options, inputs, workspace))
-            share = missing[ranks.rank :: ranks.size]
-            ranks.together(lambda: _fill(options, inputs, parts, share, ranks))
+        scratch = ranks.share(stage.scratch if stage and not stage.complete else None)
+        if scratch is not None:
+            job = _Job(options, inputs, layout, scratch, ranks)
+            ranks.on_first(job.remove_other_blocks)
+            counts = job.run()
+            if not counts["pairs"]:
+                ranks.on_first(lambda: shutil.rmtree(scratch))  # Other options will be tried next.
+                ranks.on_first(lambda: _refuse_nothing(options, counts))
             peak = ranks.most(peak_memory_bytes())
-            ranks.on_first(lambda: _finish(options, inputs, parts, stage, peak) if stage else None)
+            ranks.on_first(lambda: stage.finish(counts=counts, peak_memory=peak) if stage else None)
         manifest = ranks.share(stage.manifest if stage else None)
     assert manifest is not None
     return manifest
 
 
 def _open_stage(options: MineOptions, inputs: Inputs) -> Stage:
-    return Stage.open(
+    stage = Stage.open(
         options.output, "mine", options=options.content(), inputs=inputs.files(), resumable=True
     )
+    if not stage.complete:
+        stage.scratch.mkdir(exist_ok=True)
+    return stage
 
 
-def _build_index(options: MineOptions, inputs: Inputs, workspace: Path) -> None:
-    """Build the index that every rank will read, if the search needs one."""
-    path = workspace / _INDEX
-    if options.factory and not path.exists():
-        require("faiss", package="faiss-cpu")
-        build_index(
-            inputs.embeddings,
-            options.factory,
-            path,
-            block=options.block_size,
-            seed=options.seed,
-        )
+class _Job:
+    """One mining job on all ranks; every step is collective."""
+
+    def __init__(
+        self, options: MineOptions, inputs: Inputs, layout: Layout, scratch: Path, ranks: Ranks
+    ):
+        self._options, self._inputs, self._layout = options, inputs, layout
+        self._ranks, self._workspace = ranks, scratch.parent
+        self._blocks = inputs.blocks(layout.size)
+        key = zlib.crc32(np.array(self._blocks, dtype=np.int64).tobytes())
+        self._scratch = scratch / f"blocks-{key:08x}"
+        self._parts = Parts(scratch / "parts", self._blocks)
+
+    def remove_other_blocks(self) -> None:
+        """Remove what was made with other blocks, of which nothing is of use."""
+        for other in self._scratch.parent.iterdir():
+            if other != self._scratch:
+                shutil.rmtree(other)
+        self._scratch.mkdir(exist_ok=True)
+
+    def run(self) -> dict[str, Any]:
+        """Do what is not done yet; return the counts for the manifest."""
+        from threadpoolctl import threadpool_limits
+
+        options, inputs = self._options, self._inputs
+        with threadpool_limits(self._ranks.cores):
+            preparation = Preparation(
+                options,
+                inputs.embeddings,
+                inputs.pairs,
+                self._layout,
+                self._blocks,
+                self._scratch,
+                self._ranks,
+            )
+            search = preparation.search()
+            findings = Findings(self._scratch / "found", search.units)
+            balance = self._search(search, findings)
+            self._filter(search, findings, preparation.window)
+            settled = settle(
+                self._parts,
+                self._workspace,
+                self._ranks,
+                one_direction=options.direction == "one" and inputs.pairs is None,
+                cap=0 if inputs.pairs else options.max_anchors_per_neighbor,
+            )
+        counts = self._count(search, findings, settled)
+        counts["search"] = search.figures | {
+            "block": self._layout.size,
+            "units": len(search.units),
+            "ranks": self._ranks.size,
+            "largest_share": balance,
+        }
+        return counts
+
+    def _search(self, search: Search, findings: Findings) -> float:
+        """Do the units that have no file; return the largest share of work over the mean."""
+        missing = self._missing(findings.missing)
+        if not missing:
+            return 1.0
+        if search.dealt is None:
+            costs = [search.units[unit].cost for unit in missing]
+            dealt = [[missing[at] for at in share] for share in shares(costs, self._ranks.size)]
+        else:
+            wanted = set(missing)
+            dealt = [[unit for unit in own if unit in wanted] for own in search.dealt]
+        self._ranks.together(lambda: self._do(search, findings, dealt[self._ranks.rank]))
+        work = [sum(search.units[unit].cost for unit in own) for own in dealt]
+        return round(max(work) * len(work) / sum(work), 3)
+
+    def _do(self, search: Search, findings: Findings, units: Sequence[int]) -> None:
+        found = zip(units, search.finder.find(units), strict=True)
+        for unit, result in self._shown("search", found, len(units), "units"):
+            findings.save(unit, result)
+
+    def _missing(self, look: Callable[[], list[int]]) -> list[int]:
+        """What rank 0 finds missing, on every rank."""
+        return self._ranks.share(self._ranks.on_first(look)) or []
+
+    def _shown[T](self, title: str, work: Iterator[T], total: int, unit: str) -> Iterator[T]:
+        """Work piece by piece, shown on rank 0, as long as no other rank has failed."""
+        title = f"{title}, share of rank 0 of {self._ranks.size}" if self._ranks.size > 1 else title
+        shown = Progress(title, total, unit) if self._ranks.rank == 0 else nullcontext()
+        with shown as progress:
+            for piece in work:
+                self._ranks.check()
+                yield piece
+                if progress is not None:
+                    progress.update()
+
+    def _filter(self, search: Search, findings: Findings, window: Window) -> None:
+        """Make the parts that are missing."""
+        missing = self._missing(self._parts.missing)
+        own = missing[self._ranks.rank :: self._ranks.size]
+        filters = None if self._inputs.pairs else PairFilters(self._options, self._inputs.corpus)
+
+        def work() -> None:
+            for block in self._shown("filter", iter(own), len(own), "blocks"):
+                bounds = self._parts.blocks[block]
+                units = search.per_block[block]
+                pairs = Pairs.join([Pairs.none(), *(findings.pairs(u, bounds) for u in units)])
+                # A control set has its own scores, inside the window or not.
+                pairs = window.best(pairs) if filters else pairs.ordered()
+                self._keep_sample(block, pairs[np.isin(pairs.anchor, search.sample)])
+                counts = Counter(candidates=len(pairs))
+                if filters:
+                    pairs, removed = filters.apply(pairs)
+                    counts.update(removed)
+                self._parts.save(block, pairs, counts)
+
+        self._ranks.together(work)
+
+    def _sample_path(self, block: int) -> Path:
+        return self._scratch / "sampled" / f"{block:06}.arrays"
+
+    def _keep_sample(self, block: int, pairs: Pairs) -> None:
+        """Keep what was found for anchors of the sample that recall is measured on."""
+        if len(pairs):
+            self._sample_path(block).parent.mkdir(exist_ok=True)
+            save_pairs(self._sample_path(block), pairs)
+
+    def _count(self, search: Search, findings: Findings, settled: Settled) -> dict[str, Any]:
+        """The counts of the job.
+
+        Pairs and what was removed add up to ``documents * (documents - 1)``.
+        """
+        own = shares([1.0] * len(search.units), self._ranks.size)[self._ranks.rank]
+        figures = self._ranks.gather([findings.figures(unit) for unit in own])
+        above = sum(number for part in figures for number, _ in part)
+        blocks = range(self._ranks.rank, len(self._parts.blocks), self._ranks.size)
+        counted = sum((self._parts.counts(block) for block in blocks), Counter[str]())
+        totals = sum(self._ranks.gather(counted), Counter[str]())
+        documents = len(self._inputs.embeddings)
+        counts: dict[str, Any] = {
+            "documents": documents,
+            "candidates": totals["candidates"],
+            "highest_similarity": max(highest for part in figures for _, highest in part),
+            "token_filters": self._inputs.corpus is not None,
+            "corpus": self._inputs.fingerprints(),
+            "pairs": settled.pairs,
+        }
+        if self._inputs.pairs is None:
+            below = documents * (documents - 1) - above - totals["candidates"]
+            names = PairFilters.names(self._options, self._inputs.corpus)
+            counts["removed"] = {
+                "above_maximum": above,
+                "below_minimum_or_not_nearest": below,
+                **{name: totals[name] for name in names},
+                **settled.removed,
+            }
+        if search.exact is not None:
+            counts["recall"] = self._ranks.share(self._recall(search.exact))
+        return counts
+
+    def _recall(self, exact: Pairs) -> dict[str, Any] | None:
+        """What was found of the sample's exact candidates; on rank 0."""
+        if self._ranks.rank:
+            return None
+        paths = sorted((self._scratch / "sampled").glob("*.arrays"))
+        found = Pairs.join([Pairs.none(), *(map_pairs(path)[0] for path in paths)])
+        measured = asdict(recall.estimate(exact.anchor, recall.contained(exact, found)))
+        return {name: round(value, 6) for name, value in measured.items()}
 
 
-def _search(options: MineOptions, inputs: Inputs, workspace: Path) -> Search:
-    """The search that the options name, ready on this rank."""
-    if inputs.pairs is not None:
-        return RandomSearch(inputs.embeddings, inputs.pairs, options.seed)
-    require("faiss", package="faiss-cpu")
-    window = Window(
-        minimum=options.min_similarity,
-        maximum=np.inf if options.max_similarity is None else options.max_similarity,
-        depth=min(options.candidates or 2 * options.neighbors, len(inputs.embeddings) - 1),
-    )
-    if options.factory:
-        path = workspace / _INDEX
-        return IndexSearch(inputs.embeddings, window, path, options.search_parameters)
-    return ExactSearch(inputs.embeddings, window, options.block_size)
-
-
-def _fill(
-    options: MineOptions, inputs: Inputs, parts: Parts, share: Sequence[Block], ranks: Ranks
-) -> None:
-    """Search and filter this rank's share of the blocks."""
-    from threadpoolctl import threadpool_limits
-
-    search = _search(options, inputs, parts.directory.parent)
-    filters = None if inputs.pairs else PairFilters(options, inputs.corpus)
-    title = f"mine, share of rank 0 of {ranks.size}" if ranks.size > 1 else "mine"
-    anchors = sum(stop - start for start, stop in share)
-    shown = Progress(title, anchors, "documents") if ranks.rank == 0 else nullcontext()
-    with threadpool_limits(ranks.cores), shown as progress:
-        for block in share:
-            ranks.check()
-            found = search.find(*block)
-            pairs = found.pairs
-            counts = Counter(candidates=len(pairs), above_maximum=found.above)
-            if filters is not None:
-                pairs, removed = filters.apply(pairs)
-                counts.update(removed)
-            parts.save(block, pairs, found.highest, counts)
-            if progress is not None:
-                progress.update(block[1] - block[0])
-
-
-def _finish(
-    options: MineOptions, inputs: Inputs, parts: Parts, stage: Stage, peak_memory: int
-) -> None:
-    """Take the decisions that need all parts, write the columns, complete the output."""
-    figures = [parts.figures(block) for block in parts.blocks]
-    totals = sum((figure.counts for figure in figures), Counter[str]())
-    kept = Settling(parts, [figure.pairs for figure in figures])
-    counts: dict[str, Any] = {
-        "documents": len(inputs.embeddings),
-        "candidates": totals["candidates"],
-        "highest_similarity": max(figure.highest for figure in figures),
-        "token_filters": inputs.corpus is not None,
-        "corpus": inputs.fingerprints(),
-    }
-    if options.control == "none":
-        counts["removed"] = _settle(options, kept, totals, counts)
-    counts["pairs"] = len(kept)
-    if not len(kept):
-        shutil.rmtree(parts.directory)  # The next attempt will have other options.
-        raise InputError(_nothing_left(options, counts))
-    write_columns(stage.workspace, len(kept), kept.pieces())
-    shutil.rmtree(parts.directory)
-    (stage.workspace / _INDEX).unlink(missing_ok=True)
-    stage.finish(counts=counts, peak_memory=peak_memory)
-
-
-def _settle(
-    options: MineOptions, kept: Settling, totals: Counter[str], counts: dict[str, Any]
-) -> dict[str, int]:
-    """Apply what needs all parts; return how many ordered pairs every filter removed.
-
-    With the pairs that are left they add up to ``documents * (documents - 1)``.
-    """
-    names = ["beyond_neighbors"]
-    if counts["token_filters"]:
-        names = ["identical", "near_copies", *names]
-    compared = counts["documents"] * (counts["documents"] - 1)
-    removed = {
-        "above_maximum": totals["above_maximum"],
-        "below_minimum_or_not_nearest": compared - totals["above_maximum"] - totals["candidates"],
-    }
-    removed |= {name: totals[name] for name in names}
-    if options.direction == "one":
-        removed["other_direction"] = kept.one_direction()
-    if options.max_anchors_per_neighbor:
-        removed["beyond_anchors_per_neighbor"] = kept.cap_neighbors(
-            options.max_anchors_per_neighbor
-        )
-    return removed
-
-
-def _nothing_left(options: MineOptions, counts: dict[str, Any]) -> str:
+def _refuse_nothing(options: MineOptions, counts: dict[str, Any]) -> None:
     if counts["candidates"]:
-        return (
+        raise InputError(
             f"{options.output}: the filters removed all {counts['candidates']:,} candidate pairs "
             f"({counts['removed']}); loosen them"
         )
-    return (
+    raise InputError(
         f"--min-similarity {options.min_similarity}: no two documents are that similar; the "
-        f"highest similarity is {counts['highest_similarity']:.3f}, choose a lower limit"
+        f"highest similarity is about {counts['highest_similarity']:.3f}, choose a lower limit"
     )

@@ -1,9 +1,10 @@
 """The pair store: three columns of equal length, sorted, memory-mapped."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Pairs:
 
     def ordered(self) -> "Pairs":
         """The same pairs by anchor, falling score, neighbour: the order of the store."""
-        return self[np.lexsort((self.neighbor, -self.score, self.anchor))]
+        return self[rank_order(self.anchor, self.score, self.neighbor)]
 
     @classmethod
     def join(cls, pieces: Sequence["Pairs"]) -> "Pairs":
@@ -157,25 +158,77 @@ def _follows(pairs: Pairs) -> np.ndarray:
     )
 
 
-def write_columns(directory: Path, count: int, pieces: Iterable[Pairs]) -> None:
-    """Write the three columns.
+def create_columns(directory: Path, count: int) -> None:
+    """Make the files of the three columns in their full size, for ``ColumnWriter`` to fill."""
+    for name, dtype in COLUMNS.items():
+        np.lib.format.open_memmap(directory / f"{name}.npy", "w+", dtype, (count,))
+
+
+class ColumnWriter:
+    """Writes rows into the files of ``create_columns``; several processes may at the same time.
+
+    It writes, and maps nothing: on a network file system two machines that map one page would
+    overwrite each other's rows.
 
     Args:
-        directory: Where to write.
-        count: Pairs in all pieces together.
-        pieces: The pairs, in the order of the store.
+        directory: Of the columns.
     """
-    columns = {
-        name: np.lib.format.open_memmap(directory / f"{name}.npy", "w+", dtype, (count,))
-        for name, dtype in COLUMNS.items()
-    }
-    done = 0
-    for piece in pieces:
-        for name, column in columns.items():
-            column[done : done + len(piece)] = getattr(piece, name)
-        done += len(piece)
-    for column in columns.values():
-        column.flush()
+
+    def __init__(self, directory: Path):
+        self._files: dict[str, BinaryIO] = {}
+        self._starts: dict[str, int] = {}
+        for name in COLUMNS:
+            # Closed by __exit__, all three together.
+            file = self._files[name] = open(directory / f"{name}.npy", "r+b")  # noqa: SIM115
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+            self._starts[name] = file.tell()
+
+    def write(self, first: int, pairs: Pairs) -> None:
+        """Write pairs as the rows from ``first`` on."""
+        for name, file in self._files.items():
+            column = np.ascontiguousarray(getattr(pairs, name), dtype=COLUMNS[name])
+            file.seek(self._starts[name] + first * column.itemsize)
+            file.write(column.data)
+            # Or the file's buffer would join two writes, with what lay between them before.
+            file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            os.fsync(file.fileno())
+            file.close()
+
+
+def rank_order(group: np.ndarray, score: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """The rows by group, falling score, ``last``: the permutation, integers [n].
+
+    Args:
+        group: int64 [n]
+        score: float32 [n], finite
+        last: int64 [n]
+    """
+    if not len(group):
+        return np.empty(0, dtype=np.int64)
+    lowest = int(group.min())
+    if int(group.max()) - lowest >= 1 << 32:
+        return np.lexsort((last, -score, group))
+    # One key of 64 bits sorts several times faster than three keys. The bits of floats rise with
+    # their size, those of negative ones fall. Zero minus a score has no negative zero.
+    bits = (np.float32(0) - score).view(np.uint32)
+    bits = np.where(bits >> 31, ~bits, bits | (1 << 31))
+    key = ((group - lowest).astype(np.uint64) << np.uint64(32)) | bits
+    order = np.argsort(key)
+    key = key[order]
+    # Rows with equal keys stand together now, in any order.
+    equal = np.zeros(len(key) + 1, dtype=bool)
+    np.equal(key[1:], key[:-1], out=equal[1:-1])
+    tied = np.flatnonzero(equal[1:] | equal[:-1])
+    rows = order[tied]
+    order[tied] = rows[np.lexsort((last[rows], key[tied]))]
+    return order
 
 
 def place_in_run(*keys: np.ndarray) -> np.ndarray:

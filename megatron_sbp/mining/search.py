@@ -1,245 +1,269 @@
-"""Neighbour search: FAISS finds candidates, exact scores decide.
+"""The ways to find candidates, ready to work: what ``--search`` and ``--control`` name."""
 
-Embeddings are float16 and rows have length 1, so in float64 every product and every partial sum of
-an inner product is exact (multiples of 2^-48 below 2): a score does not depend on the order of
-summation, the size of a block, the number of threads or of ranks. Scores are that exact value,
-rounded once to float32, and every decision is taken on them.
-"""
-
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from megatron_sbp.embedding.shards import Embeddings
-from megatron_sbp.errors import InputError
+from megatron_sbp.errors import InputError, require
 from megatron_sbp.manifest import atomic_write
-from megatron_sbp.mining.pairs import Pairs, place_in_run
+from megatron_sbp.mining import centroids, clusters, recall
+from megatron_sbp.mining.control import RandomSearch
+from megatron_sbp.mining.exact import ExactSearch, Triangle
+from megatron_sbp.mining.findings import Found, map_pairs, save_pairs
+from megatron_sbp.mining.index import IndexSearch, build_index, check_gpu_lists
+from megatron_sbp.mining.layout import Block, Layout, Unit, shares
+from megatron_sbp.mining.loading import Loader, open_loader
+from megatron_sbp.mining.options import MineOptions
+from megatron_sbp.mining.pairs import Pairs, PairStore
+from megatron_sbp.mining.products import Products, fastest, usable_device
+from megatron_sbp.mining.ring import RingSearch, SpreadEmbeddings
+from megatron_sbp.mining.window import Window
+from megatron_sbp.ranks import Ranks
 
-_SPARE = 8  # Neighbours searched beyond those wanted, so that a tie at the end is seldom.
-_PAIRS = 4096  # Pairs scored at a time: two float64 copies of their rows.
-_DENSE_ROWS = 256  # Anchors compared at a time with a whole block in float64.
-_TRAIN_ROWS = 262_144  # Sample that an approximate index is trained on.
 
+class Finder(Protocol):
+    """Does units of work."""
 
-@dataclass(kw_only=True, frozen=True, slots=True)
-class Window:
-    """Which neighbours of an anchor are candidates."""
-
-    minimum: float
-    """Lowest score."""
-    maximum: float
-    """Highest score."""
-    depth: int
-    """At most this many per anchor: the highest scores, of equal ones the lowest ids."""
-
-    def above(self, scores: np.ndarray) -> np.ndarray:
-        """Whether each float32 score is above the window."""
-        return scores > np.float32(self.maximum)
-
-    def best(self, pairs: Pairs) -> Pairs:
-        """The pairs that are candidates, in the order of the pair store."""
-        inside = (pairs.score >= np.float32(self.minimum)) & ~self.above(pairs.score)
-        ordered = pairs[inside].ordered()
-        return ordered[place_in_run(ordered.anchor) < self.depth]
+    def find(self, units: Sequence[int]) -> Iterator[Found]:
+        """What some units find, one after another, in their order."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Found:
-    """Candidates of a range of anchors."""
+class Search:
+    """A search that can begin."""
 
-    pairs: Pairs
-    """In the order of the pair store."""
-    above: int = 0
-    """Ordered pairs above the window."""
-    highest: float = -1.0
-    """Highest similarity of two documents that was seen, inside the window or not."""
-
-
-class Search(Protocol):
-    """A way to find candidates."""
-
-    def find(self, start: int, stop: int) -> Found:
-        """Candidates of the anchors ``start`` to ``stop - 1``."""
-
-
-def scored(embeddings: Embeddings, anchor: np.ndarray, neighbor: np.ndarray) -> Pairs:
-    """Pairs of documents with their exact inner products, rounded to float32."""
-    score = np.empty(len(anchor), dtype=np.float32)
-    for low in range(0, len(anchor), _PAIRS):
-        piece = slice(low, low + _PAIRS)
-        left, right = (embeddings.take(ids[piece]).astype(np.float64) for ids in (anchor, neighbor))
-        score[piece] = np.einsum("ij,ij->i", left, right)
-    return Pairs(anchor, neighbor, score)
+    units: Sequence[Unit]
+    """The work; it does not depend on the number of ranks."""
+    finder: Finder
+    per_block: Sequence[Sequence[int]]
+    """For every block the units that can find candidates for its anchors."""
+    exact: Pairs | None = None
+    """The exact candidates of a sample of anchors, where the search may miss some."""
+    sample: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """These anchors, int64."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What the manifest says about the search."""
+    dealt: Sequence[Sequence[int]] | None = None
+    """The units of every rank, in order; None if any rank can do any unit."""
 
 
-class ExactSearch:
-    """Exactly the candidates that comparing every two documents would give.
-
-    FAISS compares a block of anchors with every block of documents in float32 and keeps a list per
-    anchor. Its scores differ from the exact ones by at most ``slack``, so a list is known to be
-    complete where its last entry is that far below the window or below the last candidate. The
-    other anchors, those with ties there or with many documents above the window, are compared
-    again in float64.
+class Preparation:
+    """Makes the search of a job ready, on all ranks together.
 
     Args:
+        options: Which search.
         embeddings: Every document's.
-        window: Which neighbours are wanted.
-        block: Documents held in memory at a time, besides the anchors.
+        pairs: Mined pairs, for a control set.
+        layout: What a rank holds.
+        blocks: The corpus, cut.
+        scratch: What is prepared is kept here, for other ranks and for a resumed run.
+        ranks: All take part.
     """
 
-    def __init__(self, embeddings: Embeddings, window: Window, block: int):
-        self._embeddings, self._window, self._block = embeddings, window, block
-        # A float32 sum of d products errs by (d + 1) 2^-24 of the sum of their absolute values,
-        # which is the product of the norms at most (1.02, as rows are checked to 1%).
-        self._slack = np.float32(1.1 * (embeddings.dimensions + 2) * 2.0**-24)
-
-    def find(self, start: int, stop: int) -> Found:
-        """Candidates of the anchors ``start`` to ``stop - 1``; see ``Search``."""
-        numbers = np.arange(start, stop)
-        rows = self._embeddings.rows(start, stop)
-        near, ids = self._nearest(rows)
-        other = ids != numbers[:, None]
-        row, place = np.nonzero(other & (near >= self._window.minimum - self._slack))
-        listed = scored(self._embeddings, numbers[row], ids[row, place])
-        best = self._window.best(listed)
-        complete = self._complete(near[:, -1], best, start)
-        above = int(np.sum(self._window.above(listed.score) & complete[row]))
-        found = [best[complete[best.anchor - start]]]
-        unsure = np.flatnonzero(~complete)
-        for low in range(0, len(unsure), _DENSE_ROWS):
-            some = unsure[low : low + _DENSE_ROWS]
-            dense, more = self._compare(numbers[some], rows[some])
-            found.append(dense)
-            above += more
-        return Found(
-            pairs=Pairs.join(found).ordered(),
-            above=above,
-            highest=float(near.max(where=other, initial=-1)),
+    def __init__(
+        self,
+        options: MineOptions,
+        embeddings: Embeddings,
+        pairs: PairStore | None,
+        layout: Layout,
+        blocks: Sequence[Block],
+        scratch: Path,
+        ranks: Ranks,
+    ):
+        self._options, self._embeddings, self._pairs = options, embeddings, pairs
+        self._layout, self._scratch, self._ranks = layout, scratch, ranks
+        self._blocks = blocks
+        self.window = Window(
+            minimum=options.min_similarity,
+            maximum=np.inf if options.max_similarity is None else options.max_similarity,
+            depth=options.depth(len(embeddings)),
         )
 
-    def _blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(first document, float16 rows) of every block."""
-        for first in range(0, len(self._embeddings), self._block):
-            last = min(first + self._block, len(self._embeddings))
-            yield first, self._embeddings.rows(first, last)
+    def search(self) -> Search:
+        """The search that the options name; collective.
 
-    def _nearest(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """FAISS's scores (float32 [rows, k], falling) and ids (int64); self is among them."""
-        import faiss
-
-        k = min(self._window.depth + 1 + _SPARE, len(self._embeddings))
-        heap = faiss.ResultHeap(len(rows), k, keep_max=True)
-        queries = rows.astype(np.float32)
-        for first, block in self._blocks():
-            scores, ids = faiss.knn(
-                queries, block.astype(np.float32), min(k, len(block)), faiss.METRIC_INNER_PRODUCT
-            )
-            heap.add_result(scores, ids + first)
-        heap.finalize()
-        return heap.D, heap.I
-
-    def _complete(self, floor: np.ndarray, best: Pairs, start: int) -> np.ndarray:
-        """Of each anchor, whether no candidate can be missing; ``floor`` is its list's last score.
-
-        No document outside a list has an exact score above ``floor + slack``.
+        Raises:
+            InputError: If it cannot be done with this data or on this machine.
         """
-        last = np.full(len(floor), -np.inf, dtype=np.float32)
-        ends = best[place_in_run(best.anchor) == self._window.depth - 1]
-        last[ends.anchor - start] = ends.score
-        bound = floor + self._slack
-        everything = self._window.depth + 1 + _SPARE >= len(self._embeddings)
-        return everything | (bound < self._window.minimum) | (bound < last)
+        if self._pairs is not None:
+            finder = RandomSearch(self._embeddings, self._pairs, self._options.seed, self._blocks)
+            return self._by_block(finder)
+        self._ranks.together(lambda: require("faiss", package="faiss-cpu"))
+        self._products, self._loader = self._ranks.together(self._devices)
+        if self._options.search == "exact":
+            return self._exact()
+        return self._clusters() if self._options.search == "clusters" else self._index()
 
-    def _compare(self, numbers: np.ndarray, rows: np.ndarray) -> tuple[Pairs, int]:
-        """Candidates of some anchors by float64 products with every document, and those above."""
-        left = rows.astype(np.float64)
-        best, above = Pairs.none(), 0
-        for first, block in self._blocks():
-            scores = (left @ block.astype(np.float64).T).astype(np.float32)
-            ids = np.arange(first, first + len(block))
-            scores[numbers[:, None] == ids] = -np.inf
-            above += int(np.sum(self._window.above(scores)))
-            row, place = np.nonzero(scores >= np.float32(self._window.minimum))
-            found = Pairs(numbers[row], ids[place], scores[row, place])
-            best = self._window.best(Pairs.join([best, found]))
-        return best, above
+    def _devices(self) -> tuple[Products, Loader]:
+        import torch
 
+        torch.set_num_threads(self._ranks.cores)
+        device = usable_device(self._options.device)
+        if device.type == "cuda":
+            device = torch.device("cuda", self._ranks.local_rank % torch.cuda.device_count())
+        precision = self._options.precision
+        chosen = fastest(device) if precision == "auto" else precision
+        products = Products(chosen, device, self._embeddings.dimensions)
+        return products, open_loader(self._embeddings, device, self._options.loader)
 
-class IndexSearch:
-    """The candidates among those that a FAISS index finds; scores are exact, recall is not.
+    def _figures(self) -> dict[str, Any]:
+        return {
+            "precision": self._products.precision,
+            "device": self._products.device.type,
+            "loader": self._loader.name,
+        }
 
-    Args:
-        embeddings: Every document's.
-        window: Which neighbours are wanted.
-        path: The index; see ``build_index``.
-        parameters: Of FAISS's ParameterSpace, such as ``nprobe=16``; may be empty.
+    def _by_block(self, finder: Finder, **more: Any) -> Search:
+        """A search whose units are the blocks of anchors."""
+        units = [Unit(f"{start:012}", stop - start) for start, stop in self._blocks]
+        own = [[block] for block in range(len(self._blocks))]
+        return Search(units=units, finder=finder, per_block=own, **more)
 
-    Raises:
-        InputError: If the index does not have such parameters.
-    """
-
-    def __init__(self, embeddings: Embeddings, window: Window, path: Path, parameters: str):
-        import faiss
-
-        self._embeddings, self._window = embeddings, window
-        self._index = faiss.read_index(str(path))
-        space: Any = faiss.ParameterSpace()
-        try:
-            space.set_index_parameters(self._index, parameters)
-        except RuntimeError as error:
-            raise _refused(f"search parameters {parameters!r}", error) from None
-
-    def find(self, start: int, stop: int) -> Found:
-        """Candidates of the anchors ``start`` to ``stop - 1``; see ``Search``."""
-        queries = self._embeddings.rows(start, stop).astype(np.float32)
-        k = min(self._window.depth + 1, len(self._embeddings))
-        _, ids = self._index.search(queries, k)
-        numbers = np.arange(start, stop)
-        row, place = np.nonzero((ids >= 0) & (ids != numbers[:, None]))
-        listed = scored(self._embeddings, numbers[row], ids[row, place])
-        return Found(
-            pairs=self._window.best(listed),
-            above=int(np.sum(self._window.above(listed.score))),
-            highest=float(listed.score.max(initial=-1)),
+    def _exact(self) -> Search:
+        triangle = Triangle(self._blocks)
+        finder: ExactSearch | RingSearch
+        tools = self._layout.resident, self._products, self._loader
+        if isinstance(self._embeddings, SpreadEmbeddings):
+            finder = RingSearch(self._embeddings, triangle, self.window, *tools, self._ranks)
+        else:
+            finder = ExactSearch(triangle, self.window, *tools)
+        return Search(
+            units=triangle.units(),
+            finder=finder,
+            per_block=[triangle.touching(block) for block in range(len(self._blocks))],
+            figures=self._figures(),
+            dealt=finder.dealt() if isinstance(finder, RingSearch) else None,
         )
 
+    def _index(self) -> Search:
+        options, path = self._options, self._scratch / "index.faiss"
+        gpus = self._gpus()
+        if gpus:
+            self._ranks.together(lambda: check_gpu_lists(self.window.depth))
+        self._ranks.on_first(lambda: None if path.exists() else self._build(path))
+        finder = self._ranks.together(
+            lambda: IndexSearch(
+                self._embeddings,
+                self.window,
+                self._blocks,
+                path,
+                options.search_parameters,
+                gpus,
+            )
+        )
+        sample, exact = self._sample()
+        figures = self._figures() | {"device": "cuda" if gpus else "cpu"}
+        return self._by_block(finder, exact=exact, sample=sample, figures=figures)
 
-def build_index(embeddings: Embeddings, factory: str, path: Path, *, block: int, seed: int) -> None:
-    """Train a FAISS index on a sample, add every document, and save it.
+    def _build(self, path: Path) -> None:
+        options = self._options
+        build_index(
+            self._embeddings, options.factory, path, seed=options.seed, memory=options.memory_bytes
+        )
 
-    Args:
-        embeddings: Every document's; the index holds them in memory in its own encoding.
-        factory: String for ``faiss.index_factory``, such as ``IVF256,Flat``.
-        path: Where to save.
-        block: Documents added at a time.
-        seed: Of the sample.
+    def _gpus(self) -> int:
+        """CUDA devices that FAISS can search on; without one it would find nothing, silently."""
+        import faiss
 
-    Raises:
-        InputError: If FAISS refuses the string or the data.
-    """
-    import faiss
+        count = int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
+        return count if self._products.device.type == "cuda" else 0
 
-    draw = np.random.default_rng(seed)
-    count = min(len(embeddings), _TRAIN_ROWS)
-    sample = np.sort(draw.choice(len(embeddings), count, replace=False))
-    try:
-        index = faiss.index_factory(embeddings.dimensions, factory, faiss.METRIC_INNER_PRODUCT)
-        index.train(embeddings.take(sample).astype(np.float32))
-        for first in range(0, len(embeddings), block):
-            last = min(first + block, len(embeddings))
-            index.add(embeddings.rows(first, last).astype(np.float32))
-    except RuntimeError as error:
-        raise _refused(factory, error) from None
-    with atomic_write(path) as temporary:
-        faiss.write_index(index, str(temporary))
+    def _clusters(self) -> Search:
+        options = self._options
+        places = self._centroids()
+        assignments = clusters.Assignments(self._scratch / "assigned", self._blocks)
+        self._ranks.together(lambda: self._assign(assignments, places))
+        # Chosen by one half of the sample and measured on the other, or recall would look better
+        # than it is.
+        both, candidates = self._sample(2)
+        sample = both[1::2]
+        measured = np.isin(candidates.anchor, sample)
+        deciding, exact = candidates[~measured], candidates[measured]
+        sizes = assignments.sizes(len(places))
+        nearest = [assignments.of(ids) for ids in (deciding.anchor, deciding.neighbor)]
+        reach, expected = clusters.choose(
+            clusters.probes_needed(*nearest),
+            deciding.anchor,
+            sizes,
+            options.target_recall,
+            clusters.Reach(options.overlap, options.probes) if options.overlap else None,
+        )
+        costs = clusters.costs(sizes, reach)
+        groups = clusters.group(costs)
+        finder = clusters.ClusterSearch(
+            self._embeddings,
+            self.window,
+            assignments,
+            groups,
+            reach,
+            self._products,
+            self._layout.size,
+        )
+        units = clusters.units(groups, costs)
+        figures = self._figures() | {
+            "clusters": len(places),
+            **asdict(reach),
+            "expected_recall": round(expected.value, 4),
+            "compared": round(
+                2 * float(clusters.compared(sizes, reach).sum()) / len(self._embeddings) ** 2, 6
+            ),
+        }
+        return Search(
+            units=units,
+            finder=finder,
+            per_block=[range(len(units))] * len(self._blocks),
+            exact=exact,
+            sample=sample,
+            figures=figures,
+        )
+
+    def _centroids(self) -> np.ndarray:
+        path = self._scratch / "centroids.npy"
+        if not self._ranks.share(path.exists()):
+            documents, wanted = len(self._embeddings), self._options.clusters
+            most = centroids.most(documents)
+            if wanted > most:
+                raise InputError(
+                    f"--clusters {wanted}: {documents:,} documents support at most {most}; give "
+                    "no more than that, or 0"
+                )
+            number = wanted or centroids.suitable(documents)
+            made = centroids.train(self._embeddings, number, self._options.seed, self._ranks)
+            self._ranks.on_first(lambda: _save(path, made))
+        return np.load(path)
+
+    def _assign(self, assignments: clusters.Assignments, places: np.ndarray) -> None:
+        missing = self._ranks.share(assignments.missing())
+        for block in missing[self._ranks.rank :: self._ranks.size]:
+            self._ranks.check()
+            assignments.make(block, self._embeddings.rows(*self._blocks[block]), places)
+
+    def _sample(self, times: int = 1) -> tuple[np.ndarray, Pairs]:
+        """Samples of anchors, and their exact candidates, which all ranks find together."""
+        options, path = self._options, self._scratch / "sample.arrays"
+        size = times * options.recall_sample
+        sample = recall.draw(len(self._embeddings), size, options.seed)
+        if not self._ranks.share(path.exists()):
+            share = shares([1.0] * len(self._blocks), self._ranks.size)[self._ranks.rank]
+            own = self._ranks.together(
+                lambda: recall.exact_candidates(
+                    self._embeddings,
+                    sample,
+                    self.window,
+                    self._products,
+                    self._loader,
+                    self._blocks[share.start : share.stop],
+                )
+            )
+            best = self.window.best(Pairs.join(self._ranks.gather(own)))
+            self._ranks.on_first(lambda: save_pairs(path, best))
+        return sample, map_pairs(path)[0]
 
 
-def _refused(what: str, error: RuntimeError) -> InputError:
-    reason = str(error).strip().splitlines()[-1]
-    return InputError(
-        f"--search faiss: FAISS refuses {what} ({reason}); see its documentation of "
-        "index_factory, or choose exact"
-    )
+def _save(path: Path, rows: np.ndarray) -> None:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, rows)

@@ -70,7 +70,31 @@ def test_identical_looks_at_tokens_without_the_last(corpus: Corpus) -> None:
         documents[anchor] == documents[neighbor]
         for anchor, neighbor in zip(pairs.anchor, pairs.neighbor, strict=True)
     ]
-    assert any(expected) and identical(corpus, pairs).tolist() == expected
+    eod = corpus.tokenizer.eod
+    lengths = np.stack([corpus.body_lengths(ids, eod) for ids in (pairs.anchor, pairs.neighbor)])
+    assert any(expected) and identical(corpus, pairs, lengths).tolist() == expected
+
+
+def test_documents_outside_the_limits_of_tokens_are_in_no_pair(corpus: Corpus) -> None:
+    pairs = all_pairs(len(corpus))
+    tokens = np.array([len(corpus.body(document)) for document in range(len(corpus))])
+    low, high = (int(limit) for limit in np.quantile(tokens, (0.3, 0.7)))
+    options = MineOptions(
+        embeddings="",
+        output="",
+        corpus=["c"],
+        neighbors=10**6,
+        min_tokens=low,
+        max_tokens=high,
+        max_jaccard=2,
+        max_containment=2,
+    )
+    kept, removed = PairFilters(options, corpus).apply(pairs)
+    inside = (tokens >= low) & (tokens <= high)
+    both = inside[pairs.anchor] & inside[pairs.neighbor]
+    assert removed["outside_token_limits"] == np.sum(~both) > 0
+    assert len(kept) + removed["identical"] == both.sum()
+    assert inside[kept.anchor].all() and inside[kept.neighbor].all()
 
 
 def test_every_candidate_is_kept_or_counted_once(corpus: Corpus) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.embedding.embed import EmbedOptions, embed
-from megatron_sbp.embedding.shards import Embeddings
+from megatron_sbp.embedding.shards import Embeddings, shard_name
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
 from megatron_sbp.mining.mine import mine
@@ -47,19 +47,81 @@ def command(*flags: str | Path) -> list[str | Path]:
 
 
 def test_ranks_blocks_and_brute_force_agree(shards: Path, tmp_path: Path) -> None:
-    flags: list[str | Path] = ["--embeddings", shards, "--max-anchors-per-neighbor", "0"]
-    runs = {"one": (1, "16384"), "two": (2, "16384"), "blocks": (2, "100"), "four": (4, "377")}
-    for name, (ranks, block) in runs.items():
-        output = command(*flags, "--candidates", "5", "--output", tmp_path / name)
-        done = run_command(*output, "--block-size", block, ranks=ranks)
+    flags = command("--embeddings", shards, "--max-anchors-per-neighbor", "0", "--candidates", "5")
+    runs: dict[str, tuple[int, list[str | Path]]] = {
+        "one": (1, []),
+        "two": (2, ["--precision", "bf16"]),
+        "blocks": (2, ["--block-size", "100"]),
+        "four": (4, ["--block-size", "377", "--precision", "fp32"]),
+    }
+    for name, (ranks, more) in runs.items():
+        done = run_command(*flags, "--output", tmp_path / name, *more, ranks=ranks)
         assert done.returncode == 0, done.stderr
     reference = columns(tmp_path / "one")
     for name in runs:
         assert columns(tmp_path / name) == reference, name
-    store = PairStore(tmp_path / "one")
-    found = zip(store.anchor.tolist(), store.neighbor.tolist(), store.score.tolist(), strict=True)
     vectors = Embeddings(shards).rows(0, 1500)
-    assert list(found) == brute_force(vectors, 0.6, depth=5), f"seed {SEED}"
+    assert rows(tmp_path / "one") == brute_force(vectors, 0.6, depth=5), f"seed {SEED}"
+
+
+def rows(directory: Path) -> list[tuple[int, int, float]]:
+    store = PairStore(directory)
+    columns = store.anchor.tolist(), store.neighbor.tolist(), store.score.tolist()
+    return list(zip(*columns, strict=True))
+
+
+@pytest.mark.parametrize("search", ["clusters", "faiss:IVF16,PQ8x4:nprobe=4"])
+def test_other_searches_do_not_depend_on_ranks_and_measure_their_recall(
+    search: str, shards: Path, tmp_path: Path
+) -> None:
+    flags = command("--embeddings", shards, "--max-anchors-per-neighbor", "0", "--candidates", "5")
+    flags += ["--search", search, "--recall-sample", "300", "--target-recall", "0.9"]
+    for ranks, more in ((1, []), (2, []), (4, ["--block-size", "377"])):
+        done = run_command(*flags, "--output", tmp_path / str(ranks), *more, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        assert columns(tmp_path / str(ranks)) == columns(tmp_path / "1"), f"{ranks} ranks"
+    exact = brute_force(Embeddings(shards).rows(0, 1500), 0.6, depth=5)
+    found = rows(tmp_path / "1")
+    # What is found has exact scores, but may stand in for a better one that is missed.
+    assert set(found) <= set(brute_force(Embeddings(shards).rows(0, 1500), 0.6))
+    truth = len(set(found) & set(exact)) / len(exact)
+    measured = Manifest.read(tmp_path / "1").counts["recall"]
+    assert measured["low"] - 0.02 <= truth <= measured["high"] + 0.02, f"seed {SEED}"
+    if search == "clusters":
+        assert truth >= 0.9 and Manifest.read(tmp_path / "1").counts["search"]["compared"] < 0.5
+
+
+def test_a_ring_reads_only_what_lies_beside_each_rank(shards: Path, tmp_path: Path) -> None:
+    """Three ranks, each with other shards in its directory; one shard is there twice."""
+    flags = command("--neighbors", "7")
+    whole = run_command(*flags, "--embeddings", shards, "--output", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    for rank, numbers in enumerate(([0], [2, 3], [1, 2])):
+        (tmp_path / f"rank{rank}").mkdir()
+        for number in numbers:
+            shutil.copy(shards / shard_name(number, 4), tmp_path / f"rank{rank}")
+    done = run_ring(tmp_path, *flags, "--output", tmp_path / "ring", "--block-size", "100")
+    assert done.returncode == 0, done.stderr
+    assert columns(tmp_path / "ring") == columns(tmp_path / "whole")
+    broken = np.load(tmp_path / "rank1" / shard_name(3, 4))
+    broken[-1, 0] = np.inf
+    np.save(tmp_path / "rank1" / shard_name(3, 4), broken)
+    failed = run_ring(tmp_path, *flags, "--output", tmp_path / "failed", "--block-size", "100")
+    (line,) = failed.stderr.splitlines()
+    assert failed.returncode == 2 and "rank 1: " in line and "document 1499" in line
+    (tmp_path / "rank0" / shard_name(0, 4)).unlink()
+    absent = run_ring(tmp_path, *flags, "--output", tmp_path / "absent")
+    (line,) = absent.stderr.splitlines()
+    assert absent.returncode == 2 and f"{shard_name(0, 4)} is missing" in line
+
+
+def run_ring(directory: Path, *flags: str | Path) -> subprocess.CompletedProcess[str]:
+    program = (
+        "import os, runpy, sys\n"
+        f"sys.argv += ['--embeddings', {str(directory)!r} + '/rank' + os.environ['PMI_RANK']]\n"
+        f"runpy.run_path({str(ROOT / flags[0])!r}, run_name='__main__')\n"
+    )
+    return run_command("-c", program, *flags[1:], "--transfer", "ring", ranks=3)
 
 
 def test_a_finished_output_is_recognised_and_others_are_refused(
@@ -72,54 +134,72 @@ def test_a_finished_output_is_recognised_and_others_are_refused(
     assert other.returncode == 2 and "neighbors: 5 -> 6" in other.stderr
 
 
-def test_killed_and_started_again_gives_the_same_bytes(shards: Path, tmp_path: Path) -> None:
-    flags = command("--embeddings", shards, "--block-size", "20")
+@pytest.mark.parametrize("search", ["exact", "clusters"])
+def test_killed_and_started_again_gives_the_same_bytes(
+    search: str, shards: Path, tmp_path: Path
+) -> None:
+    flags = command("--embeddings", shards, "--block-size", "20", "--search", search)
     assert run_command(*flags, "--output", tmp_path / "whole").returncode == 0
-    parts = tmp_path / "p.partial" / "parts"
+    scratch = tmp_path / "p.partial" / "scratch"
     with subprocess.Popen(
         [sys.executable, *map(str, flags), "--output", str(tmp_path / "p")],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     ) as process:
-        while process.poll() is None and not (parts.exists() and any(parts.glob("0*.npz"))):
+        while process.poll() is None and not any(scratch.glob("*/found/**/0*.arrays")):
             pass
         process.kill()
-    assert any(parts.glob("0*.npz")) and not (tmp_path / "p").exists(), "not killed in the middle"
+    assert any(scratch.glob("*/found/**/0*.arrays")), "not killed in the middle"
+    assert not (tmp_path / "p").exists(), "not killed in the middle"
     resumed = run_command(*flags, "--output", tmp_path / "p", ranks=2)
     assert resumed.returncode == 0, resumed.stderr
     assert columns(tmp_path / "p") == columns(tmp_path / "whole")
+    names = {path.name for path in (tmp_path / "p").iterdir()}
+    assert names == {*(f"{name}.npy" for name in COLUMNS), "manifest.json"}
 
 
-def test_finished_blocks_are_not_searched_again(shards: Path, tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
+class Stop(Exception):
+    pass
 
-    class TwoBlocks(Ranks):
-        """Stops after two blocks and remembers how many were begun."""
 
-        limit, begun = 2, 0
+class FewUnits(Ranks):
+    """Stops after some units, and remembers what was there when the first one was done."""
 
-        def check(self) -> None:
-            self.begun += 1
-            if self.begun > self.limit:
-                raise Stop
+    def __init__(self, output: Path, limit: int):
+        super().__init__()
+        self.scratch, self.limit, self.begun = Path(f"{output}.partial/scratch"), limit, 0
+        self.there: dict[Path, int] = {}
 
+    def check(self) -> None:
+        self.begun += 1
+        if self.begun == 1:
+            self.there = found_in(self.scratch)
+        if self.begun > self.limit:
+            raise Stop
+
+
+def found_in(scratch: Path) -> dict[Path, int]:
+    """Results of units, and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in scratch.glob("*/found/**/*.arrays")}
+
+
+def test_units_that_are_done_are_not_done_again(shards: Path, tmp_path: Path) -> None:
     options = MineOptions(embeddings=str(shards), output=str(tmp_path / "p"), min_similarity=0.6)
-    first, second = TwoBlocks(), TwoBlocks()
+    first, second = FewUnits(tmp_path / "p", 4), FewUnits(tmp_path / "p", 10_000)
     with pytest.raises(Stop):
         mine(options, first)
-    second.limit = 1000
+    done = found_in(first.scratch)
+    assert len(done) == 4
     mine(options, second)
-    assert second.begun == -(-1500 // 256) - 2
-    # Blocks of another size do not fit those that are there.
-    first, second = TwoBlocks(), TwoBlocks()
+    assert second.there == done, "units were done again, or lost"
+    # Units of blocks of another size do not fit those that are there.
     other = replace(options, output=str(tmp_path / "other"))
+    first, second = FewUnits(tmp_path / "other", 4), FewUnits(tmp_path / "other", 10_000)
     with pytest.raises(Stop):
         mine(replace(other, block_size=100), first)
-    second.limit = 1000
     mine(other, second)
-    assert second.begun == -(-1500 // 256)
+    assert not second.there
     assert columns(tmp_path / "other") == columns(tmp_path / "p")
 
 
@@ -176,7 +256,6 @@ def test_bad_input_is_one_line(
     cases: list[tuple[list[str | Path], str]] = [
         ([tmp_path / "none"], "no such directory"),
         ([tmp_path], "holds no embeddings-00000-of-00001.npy"),
-        ([broken], f"document {row} has length nan"),
         ([shards, "--neighbors", "1500"], "--neighbors 1500: "),
         ([shards, "--min-similarity", "1.5"], "--min-similarity 1.5: "),
         ([shards, "--max-similarity", "0.1"], "--max-similarity 0.1: is below"),
@@ -193,6 +272,11 @@ def test_bad_input_is_one_line(
         (line,) = done.stderr.splitlines()
         assert done.returncode == 2 and line.startswith("error: ") and message in line, line
         assert not output.exists() and not output.with_name("p.partial").exists()
+    # What was found before the broken row was met is kept for the next attempt.
+    done = run_command(*command("--embeddings", broken, "--output", output))
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and f"document {row} has length nan" in line
+    assert not output.exists()
 
 
 def test_bad_input_on_two_ranks_is_one_line(shards: Path, tmp_path: Path) -> None:
@@ -215,7 +299,7 @@ def test_a_control_needs_the_embeddings_it_was_mined_from(shards: Path, tmp_path
 
 def test_the_manifest_says_what_was_left_out(shards: Path, tmp_path: Path) -> None:
     flags = command("--embeddings", shards, "--output", tmp_path / "p")
-    assert "not looked for" in run_command(*flags).stdout
+    assert "off: no --corpus given" in run_command(*flags).stdout
     manifest = Manifest.read(tmp_path / "p")
     assert manifest.options["token_filters"] is False
     assert "near_copies" not in manifest.counts["removed"]

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
-from megatron_sbp.mining.pairs import Pairs, PairStore, place_in_run, write_columns
+from megatron_sbp.mining.pairs import (
+    ColumnWriter,
+    Pairs,
+    PairStore,
+    create_columns,
+    place_in_run,
+    rank_order,
+)
 
 type Row = tuple[int, int, float]
 
@@ -49,13 +56,40 @@ def test_store_gives_back_what_was_written(tmp_path: Path) -> None:
 def test_ordered_pairs_make_a_store(
     rows: list[Row], cut: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    rows = [
+        (anchor + 3_000_000_000, neighbor + (1 << 40), score) for anchor, neighbor, score in rows
+    ]
     expected = sorted(rows, key=lambda row: (row[0], -row[2], row[1]))
     pairs = columns(rows).ordered()
     directory = tmp_path_factory.mktemp("store")
-    write_columns(directory, len(rows), [pairs[:cut], pairs[cut:]])
+    create_columns(directory, len(rows))
+    bounds = [min(bound, len(rows)) for bound in (0, cut, cut + 2, len(rows))]
+    with ColumnWriter(directory) as odd, ColumnWriter(directory) as even:
+        for writer, low, high in zip((even, odd, even), bounds, bounds[1:], strict=False):
+            writer.write(low, pairs[low:high])
     store = PairStore(directory)
     found = zip(store.anchor.tolist(), store.neighbor.tolist(), store.score.tolist(), strict=True)
     assert list(found) == expected
+
+
+some_ids = st.sampled_from([0, 1, 7, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 62])
+
+
+@given(
+    rows=st.lists(
+        st.tuples(
+            some_ids,
+            st.sampled_from([-1.0, -0.5, -0.0, 0.0, 1e-45, 0.75, 1.0]) | st.floats(-1, 1, width=32),
+            some_ids,
+        )
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_order_is_that_of_python(rows: list[tuple[int, float, int]]) -> None:
+    group, score, last = zip(*rows, strict=True) if rows else ([], [], [])
+    order = rank_order(np.array(group, np.int64), np.array(score, np.float32), np.array(last))
+    expected = sorted(range(len(rows)), key=lambda row: (rows[row][0], -rows[row][1], rows[row][2]))
+    assert [rows[row] for row in order] == [rows[row] for row in expected]
 
 
 @given(rows=triples.filter(lambda rows: len(rows) > 1))
