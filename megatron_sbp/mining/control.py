@@ -11,11 +11,15 @@ from megatron_sbp.mining.layout import Block
 from megatron_sbp.mining.pairs import PairStore
 from megatron_sbp.mining.window import scored
 
+_ATTEMPTS = 20
+
 
 class RandomSearch:
-    """As many neighbours per anchor as a pair store has, drawn from all other documents.
+    """As many neighbours per anchor as a pair store has, drawn from the neighbours of all pairs.
 
-    Draws are without replacement and depend on seed and anchor only.
+    So both documents of a pair have the lengths, and whatever else, that they have in mined pairs;
+    only their relation is gone. Draws depend on seed and anchor only; an anchor gets no document
+    twice.
 
     Args:
         embeddings: Every document's; they give the scores.
@@ -61,5 +65,19 @@ class RandomSearch:
     def _draw(self, anchor: int, count: int) -> np.ndarray:
         """``count`` distinct documents other than the anchor."""
         source = np.random.default_rng((self._seed, anchor))
-        others = source.choice(len(self._embeddings) - 1, count, replace=False, shuffle=False)
-        return others + (others >= anchor)
+        drawn = np.empty(0, np.int64)
+        for _ in range(_ATTEMPTS):
+            rows = source.integers(len(self._pairs), size=2 * count)
+            drawn = _distinct(np.concatenate([drawn, self._pairs.neighbor[rows]]), anchor)
+            if len(drawn) >= count:
+                return drawn[:count]
+        # Few documents are neighbours at all.
+        every = source.permutation(len(self._embeddings))
+        return _distinct(np.concatenate([drawn, every]), anchor)[:count]
+
+
+def _distinct(documents: np.ndarray, anchor: int) -> np.ndarray:
+    """The documents other than the anchor, each where it comes first."""
+    documents = documents[documents != anchor]
+    _, first = np.unique(documents, return_index=True)
+    return documents[np.sort(first)]

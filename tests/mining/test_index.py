@@ -83,8 +83,21 @@ def test_control_has_the_anchors_and_true_scores(tmp_path: Path) -> None:
     # As many random pairs are above the threshold as there are among all pairs, roughly.
     share = np.mean([row[2] >= 0.7 for row in drawn])
     assert abs(share - len(mined) / (90 * 89)) < 0.1
+    # A document is drawn about as often as it is a neighbour of mined pairs.
+    often = np.bincount([row[1] for row in mined], minlength=90)
+    control = np.bincount([row[1] for row in drawn], minlength=90)
+    assert np.corrcoef(often, control)[0, 1] > 0.5 and not control[often == 0].any()
     one = RandomSearch(embeddings, store, 3, [(0, 90)])
     assert drawn == listed(list(one.find([0]))), "draws depend on the block"
+
+
+def test_control_with_a_single_neighbour_in_the_store(tmp_path: Path) -> None:
+    embeddings = Embeddings(write_shards(tmp_path / "e", clustered(20, 24, 5, SEED)))
+    store = PairStore(save(tmp_path, [(3, 7, 0.9), (5, 7, 0.8), (7, 3, 0.9)]))
+    (found,) = RandomSearch(embeddings, store, 3, [(0, 20)]).find([0])
+    assert found.pairs.anchor.tolist() == [3, 5, 7]
+    first, second, third = found.pairs.neighbor.tolist()
+    assert first == 7 and second in (3, 7) and third == 3
 
 
 def test_search_sees_rows_that_are_not_unit_vectors(tmp_path: Path) -> None:
