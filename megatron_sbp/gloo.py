@@ -4,6 +4,8 @@ import os
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
+
 # Ranks wait for the slowest one, and that may take days. A rank that dies is torchrun's to notice:
 # it ends all the others.
 _TIMEOUT = timedelta(days=365)
@@ -54,6 +56,13 @@ class Communicator:
         values = [value]
         self._distributed.broadcast_object_list(values, src=0)
         return values[0]
+
+    def Allreduce(self, values: np.ndarray, sums: np.ndarray) -> None:
+        """Put the sum of every process's array (float64) into ``sums``."""
+        import torch
+
+        sums[...] = values
+        self._distributed.all_reduce(torch.from_numpy(sums))
 
     def isend(self, value: None, dest: int, tag: int) -> "_Sent":
         """Tell another process."""

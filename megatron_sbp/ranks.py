@@ -212,6 +212,17 @@ class Ranks:
         receiving.Wait()
         sending.Wait()
 
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """The sum of all ranks' arrays (float64, of one shape), on every rank.
+
+        In what order ranks are added is not said, so that sums that are not exact may differ.
+        """
+        if not self._communicator:
+            return values
+        sums = np.empty_like(values)
+        self._communicator.Allreduce(values, sums)
+        return sums
+
     def most(self, value: int) -> int:
         """The largest of all ranks' values."""
         return max(self.gather(value))

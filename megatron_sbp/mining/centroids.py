@@ -7,17 +7,22 @@ float16 rows, whose sums are exact in float64: neither depends on how the work i
 import contextlib
 import math
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megatron_sbp.embedding.shards import Embeddings
-from megatron_sbp.mining.products import coded_rows
+from megatron_sbp.mining.products import LANES, coded_rows
 from megatron_sbp.ranks import Ranks
 
-_ITERATIONS = 10
+if TYPE_CHECKING:
+    import torch
+
+_ITERATIONS = 6
 _LEAST_PER_CLUSTER = 39  # FAISS asks for as many training rows per centroid.
 _TRAIN_PER_CLUSTER = 64
-_CHUNK = 8192  # Documents assigned at a time.
+_CODED = 1 << 16  # Documents coded at a time.
+_PRODUCTS = 1 << 23  # Products of documents and centroids at a time: 32 megabytes.
 
 
 def suitable(documents: int) -> int:
@@ -30,14 +35,17 @@ def most(documents: int) -> int:
     return max(1, documents // _LEAST_PER_CLUSTER)
 
 
-def train(embeddings: Embeddings, clusters: int, seed: int, ranks: Ranks) -> np.ndarray:
+def train(
+    embeddings: Embeddings, clusters: int, seed: int, ranks: Ranks, device: "torch.device"
+) -> np.ndarray:
     """Train centroids by FAISS's k-means on a sample that is spread over ranks.
 
     Args:
         embeddings: Every document's.
-        clusters: Number of centroids, at most ``documents / _LEAST_PER_CLUSTER``.
+        clusters: Number of centroids, at most ``most``.
         seed: Of the sample and of the first centroids.
         ranks: All take part.
+        device: Where products are made.
 
     Returns:
         float32 [clusters, d], unit rows, the same on every rank.
@@ -47,7 +55,7 @@ def train(embeddings: Embeddings, clusters: int, seed: int, ranks: Ranks) -> np.
     draw = np.random.default_rng(seed)
     count = min(len(embeddings), clusters * _TRAIN_PER_CLUSTER)
     sample = np.sort(draw.choice(len(embeddings), count, replace=False))
-    data = _SpreadSample(embeddings, sample, ranks)
+    data = _SpreadSample(embeddings, sample, ranks, device)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         return unit(kmeans(clusters, data, niter=_ITERATIONS, seed=seed, verbose=False))
 
@@ -58,10 +66,14 @@ class _SpreadSample:
     It has the interface of that module's ``DatasetAssign``.
     """
 
-    def __init__(self, embeddings: Embeddings, sample: np.ndarray, ranks: Ranks):
-        self._ranks, self._sample, self._embeddings = ranks, sample, embeddings
+    def __init__(
+        self, embeddings: Embeddings, sample: np.ndarray, ranks: Ranks, device: "torch.device"
+    ):
+        self._embeddings, self._sample, self._ranks = embeddings, sample, ranks
         own = np.array_split(sample, ranks.size)[ranks.rank]
-        self._rows = embeddings.take(own)
+        rows = embeddings.take(own)
+        self._coded = _code(rows, device)
+        self._rows = rows.astype(np.float64)
 
     def count(self) -> int:
         return len(self._sample)
@@ -78,14 +90,13 @@ class _SpreadSample:
         """Nearest centroid of every row of the sample, a stand-in for distances, and sums."""
         from scipy.sparse import csr_array
 
-        nearest = assign(self._rows, unit(centroids), 1)[:, 0]
+        nearest = _nearest(self._coded, len(self._rows), unit(centroids), 1)[:, 0]
         ends = np.arange(len(nearest) + 1)
         shape = (len(nearest), len(centroids))
         member = csr_array((np.ones(len(nearest)), nearest, ends), shape=shape)
-        parts = self._ranks.gather((nearest, member.T @ self._rows.astype(np.float64)))
-        everyone = np.concatenate([part[0] for part in parts])
-        sums = np.sum([part[1] for part in parts], axis=0).astype(np.float32)
-        return everyone, np.zeros(1, np.float32), sums
+        everyone = np.concatenate(self._ranks.gather(nearest))
+        sums = self._ranks.total(np.ascontiguousarray(member.T @ self._rows))
+        return everyone, np.zeros(1, np.float32), sums.astype(np.float32)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -94,26 +105,48 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return (rows / np.maximum(norms, 1e-30)[:, None]).astype(np.float32)
 
 
-def assign(rows: np.ndarray, centroids: np.ndarray, nearest: int) -> np.ndarray:
+def assign(
+    rows: np.ndarray, centroids: np.ndarray, nearest: int, device: "torch.device"
+) -> np.ndarray:
     """The nearest centroids of every row.
 
     Args:
         rows: float16 [n, d].
         centroids: float32 [c, d].
         nearest: How many.
+        device: Where products are made.
 
     Returns:
         int32 [n, nearest], the nearest first.
     """
+    found = np.empty((len(rows), nearest), dtype=np.int32)
+    for first in range(0, len(rows), _CODED):
+        some = rows[first : first + _CODED]
+        found[first : first + len(some)] = _nearest(
+            _code(some, device), len(some), centroids, nearest
+        )
+    return found
+
+
+def _code(rows: np.ndarray, device: "torch.device") -> "torch.Tensor":
     import torch
 
-    # Which centroid is nearest depends on the step of the centroids' codes, which is one for all,
-    # but not on that of a row, which may be its own.
-    places = coded_rows(torch.from_numpy(centroids), common=True)
-    found = np.empty((len(rows), nearest), dtype=np.int32)
-    for first in range(0, len(rows), _CHUNK):
-        chunk = torch.from_numpy(rows[first : first + _CHUNK].astype(np.float32))
-        products = torch._int_mm(coded_rows(chunk, common=False), places.T)
-        products = products[: len(chunk), : len(centroids)]
-        found[first : first + len(chunk)] = products.topk(nearest, dim=1).indices
-    return found
+    # Widened by NumPy, as torch warns of the memory map that rows may be.
+    return coded_rows(torch.from_numpy(rows.astype(np.float32)).to(device), common=False)
+
+
+def _nearest(coded: "torch.Tensor", count: int, centroids: np.ndarray, nearest: int) -> np.ndarray:
+    """The nearest centroids of coded rows, the first ``count`` of which are no padding.
+
+    Which centroid is nearest depends on the step of the centroids' codes, which is one for all, but
+    not on that of a row, which is its own.
+    """
+    import torch
+
+    places = coded_rows(torch.from_numpy(centroids).to(coded.device), common=True)
+    step = max(1, _PRODUCTS // len(places) // LANES) * LANES
+    found = [
+        torch._int_mm(some, places.T)[:, : len(centroids)].topk(nearest, dim=1).indices
+        for some in coded.split(step)
+    ]
+    return torch.cat(found)[:count].int().cpu().numpy()

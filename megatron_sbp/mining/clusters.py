@@ -10,7 +10,9 @@ candidates of a sample of anchors the nearest clusters alone decide it.
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,8 +29,13 @@ from megatron_sbp.mining.products import Products
 from megatron_sbp.mining.recall import Recall, estimate
 from megatron_sbp.mining.window import Window
 
+if TYPE_CHECKING:
+    import torch
+
 _UNITS = (64, 4096)  # Pieces of work, at least and at most: enough to share them evenly.
 _UNIT_COST = 1e8  # Of a piece, in pairs compared, if that makes a number between these.
+_OPEN_FILES = 128  # Every open memory map holds a file descriptor.
+_SMALL = 1024  # Clusters of fewer documents are compared in float32: coding would cost more.
 _READ_COST = 500  # Fetching a document costs as much as comparing it with this many others.
 
 
@@ -57,6 +64,10 @@ class Assignments:
     def __init__(self, directory: Path, blocks: Sequence[Block]):
         self._directory, self._blocks = directory, blocks
         self._starts = np.array([start for start, _ in blocks])
+        # Opening a file takes longer than reading what a small cluster needs of it.
+        self._open = lru_cache(maxsize=_OPEN_FILES)(
+            lambda block: np.load(self._path(block), mmap_mode="r")
+        )
 
     def _path(self, block: int) -> Path:
         return self._directory / f"{block:06}.npy"
@@ -65,16 +76,18 @@ class Assignments:
         """Blocks that are not assigned yet."""
         return [block for block in range(len(self._blocks)) if not self._path(block).exists()]
 
-    def make(self, block: int, rows: np.ndarray, centroids: np.ndarray) -> None:
+    def make(
+        self, block: int, rows: np.ndarray, centroids: np.ndarray, device: "torch.device"
+    ) -> None:
         """Assign the documents of a block, float16 [n, d]."""
-        nearest = assign(rows, centroids, min(MOST_PROBES, len(centroids)))
+        nearest = assign(rows, centroids, min(MOST_PROBES, len(centroids)), device)
         self._directory.mkdir(exist_ok=True)
         with atomic_write(self._path(block)) as temporary, open(temporary, "wb") as file:
             np.save(file, nearest)
 
     def __getitem__(self, block: int) -> np.ndarray:
         """Nearest clusters of the documents of a block, int32 [n, clusters per document]."""
-        return np.load(self._path(block), mmap_mode="r")
+        return self._open(block)
 
     def of(self, documents: np.ndarray) -> np.ndarray:
         """Nearest clusters of some documents (int64 [n], any order), int32 [n, ...]."""
@@ -210,6 +223,7 @@ class ClusterSearch:
     ):
         self._embeddings, self._window, self._assignments = embeddings, window, assignments
         self._groups, self._reach, self._products, self._most = groups, reach, products, most
+        self._small = Products("fp32", products.device, embeddings.dimensions)
 
     def find(self, units: Sequence[int]) -> Iterator[Found]:
         """Join the clusters of some consecutive units; see ``Finder``."""
@@ -219,25 +233,27 @@ class ClusterSearch:
         span = range(first.start, last.stop)
         members = zip(span, self._assignments.members(span, self._reach.probes), strict=True)
         for unit in units:
-            join, bests = Join(self._products), []
+            bests, highest = [], -1.0
             for cluster, (ids, places) in members:
                 if cluster in self._groups[unit]:
+                    join = Join(self._small if len(ids) < _SMALL else self._products)
                     bests += self._join(join, cluster, ids, places)
+                    highest = max(highest, join.highest)
                 if cluster == self._groups[unit].stop - 1:
                     break
             pairs = Pairs.join([Pairs.none(), *(best.take() for best in bests)])
             above = sum(best.above for best in bests)
-            yield Found(pairs=self._window.best(pairs), above=above, highest=join.highest)
+            yield Found(pairs=self._window.best(pairs), above=above, highest=highest)
 
     def _join(self, join: Join, cluster: int, ids: np.ndarray, places: np.ndarray) -> list[Best]:
         """Compare what is stored in a cluster with itself and with the others that probe it."""
         stored = places < self._reach.overlap
         kept, others = self._pieces(ids[stored]), self._pieces(ids[~stored])
         for number, piece in enumerate(kept):
-            left = self._side(piece)
+            left = self._side(join.products, piece)
             join.within(left, self._first_meeting(cluster, left, left))
             for later in kept[number + 1 :] + others:
-                right = self._side(later)
+                right = self._side(join.products, later)
                 join.between(left, right, self._first_meeting(cluster, left, right))
         return [best for _, best in kept + others]
 
@@ -246,12 +262,12 @@ class ClusterSearch:
         pieces = [ids[first : first + self._most] for first in range(0, len(ids), self._most)]
         return [(piece, Best(self._window, piece, rising=False)) for piece in pieces]
 
-    def _side(self, piece: tuple[np.ndarray, Best]) -> Side:
+    def _side(self, products: Products, piece: tuple[np.ndarray, Best]) -> Side:
         import torch
 
         ids, best = piece
-        rows = torch.from_numpy(self._embeddings.take(ids)).to(self._products.device)
-        return Side(ids, rows, self._products.code(rows), best)
+        rows = torch.from_numpy(self._embeddings.take(ids)).to(products.device)
+        return Side(ids, rows, products.code(rows), best)
 
     def _first_meeting(self, cluster: int, left: Side, right: Side) -> Allowed | None:
         """Which pairs meet in no cluster of a lower number, so that each is found once."""

@@ -43,6 +43,13 @@ class Side:
     coded: Coded
     best: Best | None
     """Where candidates of these documents go; None if they are neighbours only."""
+    _wide: "tuple[slice, torch.Tensor] | None" = None
+
+    def float32(self, span: slice) -> "torch.Tensor":
+        """Some rows in float32; the last ones are kept, as those of a tile meet many others."""
+        if self._wide is None or self._wide[0] != span:
+            self._wide = span, self.rows[span].float()
+        return self._wide[1]
 
 
 class Join:
@@ -54,7 +61,7 @@ class Join:
     """
 
     def __init__(self, products: Products, tile: int = 0):
-        self._products = products
+        self.products = products
         tile = tile or _TILE[products.device.type]
         self._tile = -(-tile // LANES) * LANES
         self.highest = -1.0
@@ -62,14 +69,14 @@ class Join:
 
     def within(self, side: Side, allowed: Allowed | None = None) -> None:
         """Compare every document of a set with every other."""
-        limits = _Limits(self._products, side, side)
+        limits = _Limits(self.products, side, side)
         for rows in self._spans(side):
             for columns in self._spans(side, rows.start):
                 self._compare(_Tile(side, rows, side, columns, limits), allowed)
 
     def between(self, left: Side, right: Side, allowed: Allowed | None = None) -> None:
         """Compare every document of one set with every one of another, but none with itself."""
-        limits = _Limits(self._products, left, right)
+        limits = _Limits(self.products, left, right)
         for rows in self._spans(left):
             for columns in self._spans(right):
                 self._compare(_Tile(left, rows, right, columns, limits), allowed)
@@ -82,11 +89,11 @@ class Join:
     def _compare(self, tile: "_Tile", allowed: Allowed | None) -> None:
         """Find the candidates in one tile."""
         left, right = tile.left.coded, tile.right.coded
-        products = self._products.multiply(left.rows[tile.rows], right.rows[tile.columns])
+        products = self.products.multiply(left.rows[tile.rows], right.rows[tile.columns])
         if tile.diagonal:
             products.fill_diagonal_(-(2**15))  # Lower than any product; a document with itself.
         row, column, peak = _passing(products, *tile.limits.of(tile.rows, tile.columns))
-        self.highest = max(self.highest, self._products.value(peak, left, right))
+        self.highest = max(self.highest, self.products.value(peak, left, right))
         if not len(row):
             return
         if allowed is None and len(row) > products.numel() // _DENSE:
@@ -177,7 +184,12 @@ class _Tile:
         if allowed is not None:
             real[real] = allowed(row[real], column[real])
         row, column = row[real], column[real]
-        score = exact_scores(*self._float32(), row - self.rows.start, column - self.columns.start)
+        score = exact_scores(
+            self.left.float32(self.rows),
+            self.right.rows[self.columns].float(),
+            row - self.rows.start,
+            column - self.columns.start,
+        )
         left, right = self.left.ids[row], self.right.ids[column]
         if self.left is self.right and self.left.best is not None:
             # In one piece, or an anchor of a tile on the diagonal would not see rising ids.
@@ -191,9 +203,6 @@ class _Tile:
             self.left.best.add(row, right, score)
         if self.right.best is not None:
             self.right.best.add(column, left, score)
-
-    def _float32(self) -> tuple["torch.Tensor", "torch.Tensor"]:
-        return self.left.rows[self.rows].float(), self.right.rows[self.columns].float()
 
     def add_all(self) -> None:
         """Score all pairs of the tile and offer the best of each anchor."""

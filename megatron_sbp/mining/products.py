@@ -79,7 +79,9 @@ class Products:
         else:
             scale, extra = 1.0, 0.0
             coded = exact.to(torch.bfloat16 if self.precision == "bf16" else torch.float32)
-        error = float((exact - coded * scale).norm(dim=1).max()) * (1 + 1e-5) + extra
+        error = 0.0  # float32 holds float16 numbers as they are.
+        if self.precision != "fp32":
+            error = float((exact - coded * scale).norm(dim=1).max()) * (1 + 1e-5) + extra
         return Coded(_pad(coded, coded.shape[1]), len(rows), scale, error)
 
     @cached_property
@@ -192,17 +194,24 @@ def _padded(count: int, multiple: int = LANES) -> int:
     return math.ceil(count / multiple) * multiple
 
 
-def fastest(device: "torch.device") -> Precision:
-    """The format that a device multiplies fastest."""
+def fastest(device: "torch.device", *, coded_once: bool = False) -> Precision:
+    """The format that a device multiplies fastest.
+
+    Args:
+        device: The device.
+        coded_once: Whether rows meet so few others that the rotation for int8 would cost more than
+            it saves.
+    """
     import torch
 
     if device.type == "cuda":
-        return "int8" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+        ampere = torch.cuda.get_device_capability(device) >= (8, 0)
+        return ("bf16" if coded_once else "int8") if ampere else "fp32"
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return "fp32"
-    if re.search(r"\b(avx512_vnni|avx_vnni|amx_int8)\b", flags):
+    if not coded_once and re.search(r"\b(avx512_vnni|avx_vnni|amx_int8)\b", flags):
         return "int8"
     return "bf16" if re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) else "fp32"
 

@@ -232,7 +232,9 @@ class Preparation:
                     "no more than that, or 0"
                 )
             number = wanted or centroids.suitable(documents)
-            made = centroids.train(self._embeddings, number, self._options.seed, self._ranks)
+            made = centroids.train(
+                self._embeddings, number, self._options.seed, self._ranks, self._products.device
+            )
             self._ranks.on_first(lambda: _save(path, made))
         return np.load(path)
 
@@ -240,7 +242,8 @@ class Preparation:
         missing = self._ranks.share(assignments.missing())
         for block in missing[self._ranks.rank :: self._ranks.size]:
             self._ranks.check()
-            assignments.make(block, self._embeddings.rows(*self._blocks[block]), places)
+            rows = self._embeddings.rows(*self._blocks[block])
+            assignments.make(block, rows, places, self._products.device)
 
     def _sample(self, times: int = 1) -> tuple[np.ndarray, Pairs]:
         """Samples of anchors, and their exact candidates, which all ranks find together."""
@@ -249,12 +252,14 @@ class Preparation:
         sample = recall.draw(len(self._embeddings), size, options.seed)
         if not self._ranks.share(path.exists()):
             share = shares([1.0] * len(self._blocks), self._ranks.size)[self._ranks.rank]
+            device = self._products.device
+            few = Products(fastest(device, coded_once=True), device, self._embeddings.dimensions)
             own = self._ranks.together(
                 lambda: recall.exact_candidates(
                     self._embeddings,
                     sample,
                     self.window,
-                    self._products,
+                    few,
                     self._loader,
                     self._blocks[share.start : share.stop],
                 )
