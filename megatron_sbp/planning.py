@@ -187,13 +187,14 @@ def cluster_work(
     """
     sampled = 2.0 * min(sample, documents / 2) * documents
     training = min(_TRAINED * clusters, documents)
-    rows = documents * (1 + min(probes, clusters))  # once for the sample, then by cluster
+    joined = documents * min(probes, clusters)
     return Work(
         placing=2 * dimensions * clusters * (_ITERATIONS * training + documents),
         products=2 * dimensions * (compared + sampled),
         tests=compared + sampled,
-        numbers=(rows + training + documents) * dimensions,  # once more to be placed
-        coding=2 * rows * dimensions**2,
+        # Every row is read for the sample and to be placed, too, but is coded only to be joined.
+        numbers=(joined + training + 2 * documents) * dimensions,
+        coding=2 * joined * dimensions**2,
         candidates=candidates,
         clusters=clusters,
         units=min(clusters, max(_UNITS[0], min(_UNITS[1], round(compared / _COMPARED_IN_UNIT)))),

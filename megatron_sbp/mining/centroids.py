@@ -55,7 +55,7 @@ def train(
     draw = np.random.default_rng(seed)
     count = min(len(embeddings), clusters * _TRAIN_PER_CLUSTER)
     sample = np.sort(draw.choice(len(embeddings), count, replace=False))
-    data = _SpreadSample(embeddings, sample, ranks, device)
+    data = ranks.together(lambda: _SpreadSample(embeddings, sample, ranks, device))
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         return unit(kmeans(clusters, data, niter=_ITERATIONS, seed=seed, verbose=False))
 

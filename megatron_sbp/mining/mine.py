@@ -169,7 +169,7 @@ class _Job:
         self._blocks = inputs.blocks(layout.size)
         key = zlib.crc32(np.array(self._blocks, dtype=np.int64).tobytes())
         self._scratch = scratch / f"blocks-{key:08x}"
-        self._parts = Parts(scratch / "parts", self._blocks)
+        self._parts = Parts(self._scratch / "parts", self._blocks)
 
     def remove_other_blocks(self) -> None:
         """Remove what was made with other blocks, of which nothing is of use."""

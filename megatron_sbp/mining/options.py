@@ -69,7 +69,8 @@ class MineOptions:
     seed: int = 0
     """Seed of the control set and of an index's training sample."""
     memory: str = field(default="4G", metadata={"metavar": "SIZE"})
-    """Memory that a process may use, such as 512M or 64G; it decides the size of blocks."""
+    """Memory that a process may use, such as 512M or 64G, on a GPU the GPU's; it decides the size
+    of blocks."""
     block_size: int = field(default=0, metadata={"metavar": "DOCUMENTS"})
     """Documents of a block; 0: what fits into --memory."""
     precision: Literal["auto", "int8", "bf16", "fp32"] = "auto"

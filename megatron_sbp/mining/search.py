@@ -90,7 +90,10 @@ class Preparation:
             InputError: If it cannot be done with this data or on this machine.
         """
         if self._pairs is not None:
-            finder = RandomSearch(self._embeddings, self._pairs, self._options.seed, self._blocks)
+            pairs, seed = self._pairs, self._options.seed
+            finder = self._ranks.together(
+                lambda: RandomSearch(self._embeddings, pairs, seed, self._blocks)
+            )
             return self._by_block(finder)
         self._ranks.together(lambda: require("faiss", package="faiss-cpu"))
         self._products, self._loader = self._ranks.together(self._devices)
@@ -224,19 +227,22 @@ class Preparation:
     def _centroids(self) -> np.ndarray:
         path = self._scratch / "centroids.npy"
         if not self._ranks.share(path.exists()):
-            documents, wanted = len(self._embeddings), self._options.clusters
-            most = centroids.most(documents)
-            if wanted > most:
-                raise InputError(
-                    f"--clusters {wanted}: {documents:,} documents support at most {most}; give "
-                    "no more than that, or 0"
-                )
-            number = wanted or centroids.suitable(documents)
+            number = self._ranks.together(self._number_of_clusters)
             made = centroids.train(
                 self._embeddings, number, self._options.seed, self._ranks, self._products.device
             )
             self._ranks.on_first(lambda: _save(path, made))
         return np.load(path)
+
+    def _number_of_clusters(self) -> int:
+        documents, wanted = len(self._embeddings), self._options.clusters
+        most = centroids.most(documents)
+        if wanted > most:
+            raise InputError(
+                f"--clusters {wanted}: {documents:,} documents support at most {most}; give no "
+                "more than that, or 0"
+            )
+        return wanted or centroids.suitable(documents)
 
     def _assign(self, assignments: clusters.Assignments, places: np.ndarray) -> None:
         missing = self._ranks.share(assignments.missing())

@@ -181,7 +181,8 @@ class FewUnits(Ranks):
 
 def found_in(scratch: Path) -> dict[Path, int]:
     """Results of units, and when they were written."""
-    return {path: path.stat().st_mtime_ns for path in scratch.glob("*/found/**/*.arrays")}
+    files = [*scratch.glob("*/found/**/*.arrays"), *scratch.glob("*/parts/part-*.arrays")]
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 def test_units_that_are_done_are_not_done_again(shards: Path, tmp_path: Path) -> None:
@@ -193,6 +194,17 @@ def test_units_that_are_done_are_not_done_again(shards: Path, tmp_path: Path) ->
     assert len(done) == 4
     mine(options, second)
     assert second.there == done, "units were done again, or lost"
+    # The same for the blocks that are filtered when all units are done.
+    filtered = replace(options, output=str(tmp_path / "filtered"))
+    units = Manifest.read(tmp_path / "p").counts["search"]["units"]
+    first = FewUnits(tmp_path / "filtered", units + 2)
+    second = FewUnits(tmp_path / "filtered", 10_000)
+    with pytest.raises(Stop):
+        mine(filtered, first)
+    done = found_in(first.scratch)
+    assert len([path for path in done if "parts" in path.parts]) == 2
+    mine(filtered, second)
+    assert second.there == done
     # Units of blocks of another size do not fit those that are there.
     other = replace(options, output=str(tmp_path / "other"))
     first, second = FewUnits(tmp_path / "other", 4), FewUnits(tmp_path / "other", 10_000)
@@ -261,6 +273,10 @@ def test_bad_input_is_one_line(
         ([shards, "--max-similarity", "0.1"], "--max-similarity 0.1: is below"),
         ([shards, "--min-similarity", "1"], "no two documents are that similar"),
         ([shards, "--search", "nearest"], "--search nearest: "),
+        ([shards, "--search", "clusters", "--clusters", "39"], "support at most 38"),
+        ([shards, "--search", "clusters", "--overlap", "3"], "--overlap 3 and --probes 0 go"),
+        ([shards, "--memory", "8Q"], "--memory 8Q: is no size"),
+        ([shards, "--memory", "300M"], "--memory: 0.29 GiB do not hold"),
         ([shards, "--search", "faiss:Nonsense7"], "Nonsense7"),
         ([shards, "--control", "random"], "--control random and --pairs"),
         ([shards, "--corpus", prefixes[0]], "1,500 rows, but the corpus has"),
