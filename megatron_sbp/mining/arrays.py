@@ -1,4 +1,4 @@
-"""Named arrays in one file, that a memory map of it gives back."""
+"""Arrays in files that are written whole or not at all, to be read through memory maps."""
 
 import json
 import mmap
@@ -25,6 +25,12 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], counts: Mapping[st
         for array in arrays.values():
             file.write(bytes(-file.tell() % _ALIGNMENT))
             array.tofile(file)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write one array of any shape as ``numpy.save`` does, or nothing."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)
 
 
 def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megatron_sbp.embedding.shards import Embeddings
-from megatron_sbp.manifest import atomic_write
+from megatron_sbp.mining.arrays import save_array
 from megatron_sbp.mining.best import Best
 from megatron_sbp.mining.centroids import assign
 from megatron_sbp.mining.findings import Found
@@ -82,8 +82,7 @@ class Assignments:
         """Assign the documents of a block, float16 [n, d]."""
         nearest = assign(rows, centroids, min(MOST_PROBES, len(centroids)), device)
         self._directory.mkdir(exist_ok=True)
-        with atomic_write(self._path(block)) as temporary, open(temporary, "wb") as file:
-            np.save(file, nearest)
+        save_array(self._path(block), nearest)
 
     def __getitem__(self, block: int) -> np.ndarray:
         """Nearest clusters of the documents of a block, int32 [n, clusters per document]."""

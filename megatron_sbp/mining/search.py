@@ -9,8 +9,8 @@ import numpy as np
 
 from megatron_sbp.embedding.shards import Embeddings
 from megatron_sbp.errors import InputError, require
-from megatron_sbp.manifest import atomic_write
 from megatron_sbp.mining import centroids, clusters, recall
+from megatron_sbp.mining.arrays import save_array
 from megatron_sbp.mining.control import RandomSearch
 from megatron_sbp.mining.exact import ExactSearch, Triangle
 from megatron_sbp.mining.findings import Found, map_pairs, save_pairs
@@ -231,7 +231,7 @@ class Preparation:
             made = centroids.train(
                 self._embeddings, number, self._options.seed, self._ranks, self._products.device
             )
-            self._ranks.on_first(lambda: _save(path, made))
+            self._ranks.on_first(lambda: save_array(path, made))
         return np.load(path)
 
     def _number_of_clusters(self) -> int:
@@ -273,8 +273,3 @@ class Preparation:
             best = self.window.best(Pairs.join(self._ranks.gather(own)))
             self._ranks.on_first(lambda: save_pairs(path, best))
         return sample, map_pairs(path)[0]
-
-
-def _save(path: Path, rows: np.ndarray) -> None:
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, rows)
