@@ -1,5 +1,6 @@
 """The processes of torchrun, with the methods of an mpi4py communicator that Ranks uses."""
 
+import atexit
 import os
 from datetime import timedelta
 from typing import Any
@@ -36,6 +37,9 @@ class Communicator:
             world_size=size,
             timeout=_TIMEOUT,
         )
+        # A group that is still there when the interpreter goes aborts the process now and then:
+        # its threads let go of Python objects.
+        atexit.register(distributed.destroy_process_group)
 
     def Get_rank(self) -> int:
         """Number of this process."""

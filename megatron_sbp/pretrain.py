@@ -22,6 +22,7 @@ def main() -> None:
     if platform.install():
         sys.argv += platform.CPU_ARGUMENTS
 
+    import torch
     from megatron.core.enums import ModelType
     from megatron.training import pretrain, set_startup_timestamps
     from megatron.training.argument_utils import (
@@ -54,6 +55,8 @@ def main() -> None:
         store=_store(args.world_size),
     )
     record.finish(datasets.ledger())
+    # A group that is still there when the interpreter goes can abort the process.
+    torch.distributed.destroy_process_group()
 
 
 def _store(world_size: int) -> Any:
