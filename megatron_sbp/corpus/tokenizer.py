@@ -99,6 +99,14 @@ class Tokenizer:
         """Ids of a text, without any special token."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of a text in which the names of special tokens stand for these."""
+        self._backend.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self._backend.encode_special_tokens = True
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of several texts, without any special token."""
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)

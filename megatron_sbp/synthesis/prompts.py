@@ -3,14 +3,14 @@
 import numpy as np
 
 from megatron_sbp.corpus.documents import Corpus
-from megatron_sbp.corpus.tokenizer import Tokenizer
+from megatron_sbp.corpus.template import Template
 from megatron_sbp.errors import InputError
 from megatron_sbp.synthesis.engine import Request
 from megatron_sbp.synthesis.store import Provenance
 
 
 class Prompts:
-    """The request of every document number: ``[bos] d1 [sep]`` and a random number per new token.
+    """The request of every document number: the template up to d2, and a number per new token.
 
     Everything random follows from the seed of the run and the document number.
 
@@ -18,14 +18,13 @@ class Prompts:
         corpus: Where seeds (d1) are drawn from, every document with equal probability.
         context: Most tokens of prompt and document together.
         seed: Seed of the run.
-        separator: Text between d1 and d2; None for the tokenizer's sep_token.
+        template: What stands before and after d1, as in tuning.
         max_seed_tokens: Longer seeds are cut; 0 for half of the room that d1 and d2 share, or what
             ``max_new_tokens`` leaves of it.
         max_new_tokens: A document ends after so many; 0 for as many as the context holds.
 
     Raises:
-        InputError: If the tokenizer names no separator and none is given, or the context has no
-            room for what is asked.
+        InputError: If the context has no room for what is asked.
     """
 
     def __init__(
@@ -34,14 +33,13 @@ class Prompts:
         context: int,
         *,
         seed: int,
-        separator: str | None,
+        template: Template,
         max_seed_tokens: int,
         max_new_tokens: int,
     ):
         self._corpus, self._context, self._seed = corpus, context, seed
-        self._before = [corpus.tokenizer.bos]
-        self._after = _separator_ids(corpus.tokenizer, separator)
-        room = context - len(self._before) - len(self._after)
+        self.template = template
+        room = context - len(template.before) - len(template.between)
         self._max_new = max_new_tokens or room
         left = room - max_new_tokens if max_new_tokens else room // 2
         self._max_seed = max_seed_tokens or left
@@ -59,7 +57,7 @@ class Prompts:
         seed = int(random.integers(len(self._corpus)))
         body = self._corpus.body(seed)
         kept = body[: self._max_seed]
-        prompt = np.concatenate([self._before, kept, self._after]).astype(np.int64)
+        prompt = self.template.prompt(kept)
         uniforms = random.random(min(self._max_new, self._context - len(prompt)))
         provenance = Provenance(
             seed=seed,
@@ -68,18 +66,3 @@ class Prompts:
             seed_cut=len(kept) < len(body),
         )
         return Request(number=number, prompt=prompt, uniforms=uniforms), provenance
-
-
-def _separator_ids(tokenizer: Tokenizer, separator: str | None) -> list[int]:
-    """Tokens between seed and document."""
-    if separator is not None:
-        ids = tokenizer.encode(separator)
-        if not ids:
-            raise InputError(f"--separator {separator!r}: has no tokens; give some text")
-        return ids
-    if tokenizer.sep is None:
-        raise InputError(
-            f"{tokenizer.directory}: names no sep_token; give the separator that the synthesizer "
-            "was tuned with as --separator TEXT"
-        )
-    return [tokenizer.sep]

@@ -15,6 +15,8 @@ from megatron_sbp.cli import Progress
 from megatron_sbp.corpus import tokenizer as tokenizers
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.indexed import optimal_dtype
+from megatron_sbp.corpus.template import Template
+from megatron_sbp.corpus.tokenizer import Tokenizer
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest, Stage, peak_memory_bytes
 from megatron_sbp.ranks import Ranks
@@ -55,8 +57,10 @@ class SynthesizeOptions:
     """Cut seeds to this many tokens; 0: half of the context, or what --max-new-tokens leaves."""
     max_new_tokens: int = 0
     """End a document after this many tokens; 0: when the context is full."""
-    separator: str | None = None
-    """Text between seed and document, as in tuning; by default the tokenizer's sep_token."""
+    template: str = "{bos}{d1}{sep}{d2}{eod}"
+    """The --sbp-template that the synthesizer was tuned with; it must end with {eod}."""
+    separator: str = "<|sep|>"
+    """The --sbp-separator that it was tuned with."""
     seed: int = 0
     """Seed of the run: it and a document's number decide everything random about the document."""
     batch_size: int = field(default=64, metadata={"metavar": "DOCUMENTS"})
@@ -162,10 +166,25 @@ def _prompts(options: SynthesizeOptions, corpus: Corpus, context: int) -> Prompt
         corpus,
         context,
         seed=options.seed,
-        separator=options.separator,
+        template=_template(options, corpus.tokenizer),
         max_seed_tokens=options.max_seed_tokens,
         max_new_tokens=options.max_new_tokens,
     )
+
+
+def _template(options: SynthesizeOptions, tokenizer: Tokenizer) -> Template:
+    template = Template.parse(
+        options.template,
+        options.separator,
+        tokenizer.encode_template,
+        bos=tokenizer.bos,
+        eod=tokenizer.eod,
+    )
+    if template.after[-1:] != (tokenizer.eod,):
+        raise InputError(
+            f"--template {options.template!r}: does not end with {{eod}}, by which a document ends"
+        )
+    return template
 
 
 def _generate_share(
@@ -225,7 +244,7 @@ def _documents(
         ranks.check()
         number = continuation.number
         generated = Generated(
-            tokens=np.append(continuation.tokens, eod),
+            tokens=np.append(prompts.template.document(continuation.tokens), eod),
             finish_reason=continuation.finish_reason,
             provenance=provenances.pop(number),
         )

@@ -52,7 +52,7 @@ def larger_corpus(words_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory
         ),
         (
             ["--corpus", "{corpus}", "--num-tokens", "9", "--separator", ""],
-            "--separator '': has no tokens",
+            "separator '': has no tokens",
         ),
     ],
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.corpus.template import Template
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
 from megatron_sbp.models.export import ExportOptions, export
@@ -98,7 +99,12 @@ def test_everything_random_follows_from_run_seed_and_number(
 ) -> None:
     """By the recipe in docs/formats.md."""
     prompts = Prompts(
-        words_corpus, CONTEXT, seed=5, separator=None, max_seed_tokens=0, max_new_tokens=30
+        words_corpus,
+        CONTEXT,
+        seed=5,
+        template=template(words_corpus),
+        max_seed_tokens=0,
+        max_new_tokens=30,
     )
     for number in range(len(made)):
         key = np.random.SeedSequence([5, number]).generate_state(1, np.uint64)[0]
@@ -113,7 +119,14 @@ def test_everything_random_follows_from_run_seed_and_number(
 
 def test_seeds_are_uniform_over_the_named_prefixes(words_corpus: Corpus) -> None:
     corpus = Corpus(words_corpus.prefixes[:1])
-    prompts = Prompts(corpus, CONTEXT, seed=3, separator=None, max_seed_tokens=4, max_new_tokens=4)
+    prompts = Prompts(
+        corpus,
+        CONTEXT,
+        seed=3,
+        template=template(words_corpus),
+        max_seed_tokens=4,
+        max_new_tokens=4,
+    )
     seeds = [prompts.request(number)[1].seed for number in range(8000)]
     counts = np.bincount(seeds, minlength=len(corpus))
     assert len(counts) == len(corpus)
@@ -123,15 +136,28 @@ def test_seeds_are_uniform_over_the_named_prefixes(words_corpus: Corpus) -> None
     assert abs(statistic - len(corpus)) < 5 * np.sqrt(2 * len(corpus))
 
 
-def test_a_prompt_is_bos_seed_separator(words_corpus: Corpus) -> None:
+def template(corpus: Corpus, text: str = "{bos}{d1}{sep}{d2}{eod}") -> Template:
+    tokenizer = corpus.tokenizer
+    ids = {"bos": tokenizer.bos, "eod": tokenizer.eod}
+    return Template.parse(text, "<|sep|>", tokenizer.encode_template, **ids)
+
+
+def test_a_prompt_is_the_template_up_to_d2(words_corpus: Corpus) -> None:
     tokenizer = words_corpus.tokenizer
     prompts = Prompts(
-        words_corpus, CONTEXT, seed=3, separator=" word1", max_seed_tokens=9, max_new_tokens=20
+        words_corpus,
+        CONTEXT,
+        seed=3,
+        template=template(words_corpus, "{bos}word2{d1}{sep} word1{d2}word3{eod}"),
+        max_seed_tokens=9,
+        max_new_tokens=20,
     )
+    before = [tokenizer.bos, *tokenizer.encode("word2")]
+    between = [tokenizer.sep, *tokenizer.encode(" word1")]
     for number in range(20):
         request, provenance = prompts.request(number)
         body = words_corpus.body(provenance.seed)
-        expected = [tokenizer.bos, *body[:9], *tokenizer.encode(" word1")]
+        expected = [*before, *body[:9], *between]
         assert request.prompt.tolist() == expected
         assert provenance.seed_cut == (len(body) > 9)
         assert len(request.uniforms) == 20
