@@ -10,7 +10,8 @@ import textwrap
 import time
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NoReturn, Self
 
 from megatron_sbp.errors import InputError
@@ -25,11 +26,9 @@ def run(main: Callable[[], None]) -> None:
     141: whoever read the output (``| head``) has gone, as the shell reports it.
     """
     try:
-        main()
-        sys.stdout.flush()
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        with errors_in_one_line():
+            main()
+            sys.stdout.flush()
     except BrokenPipeError:
         # Or the interpreter would try to flush into the closed pipe once more, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -39,8 +38,21 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-class _Parser(argparse.ArgumentParser):
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Say what was wrong with something given, and exit with status 2."""
+    try:
+        yield
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are errors like all others."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise ``InputError`` in place of the usage and an exit."""
         raise InputError(f"{message}; {self.prog} --help lists the flags")
 
 
@@ -59,7 +71,7 @@ def parse[T](options: type[T], description: str, argv: Sequence[str] | None = No
     Raises:
         InputError: If a flag is unknown, missing or has a value of another type.
     """
-    parser = _Parser(
+    parser = Parser(
         description=textwrap.dedent(description),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

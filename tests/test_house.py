@@ -24,7 +24,7 @@ ROOMS = [
     "evaluation",
     "planning",
     "recipes",
-    "pretrain quickstart doctor",
+    "pretrain quickstart doctor patches",
 ]
 PLACE = {name: place for place, names in enumerate(ROOMS) for name in names.split()}
 
