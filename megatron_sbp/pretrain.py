@@ -32,8 +32,8 @@ def main() -> None:
     from megatron.training.arguments import parse_and_validate_args
 
     from megatron_sbp.training import arguments as sbp_arguments
-    from megatron_sbp.training.attention import local_layer_spec
     from megatron_sbp.training.data import DatasetsProvider
+    from megatron_sbp.training.local_layers import local_block_spec
     from megatron_sbp.training.objective import forward_step
     from megatron_sbp.training.record import RunRecord
 
@@ -41,7 +41,8 @@ def main() -> None:
     sbp_arguments.validate_and_complete(args)
     model_config = gpt_config_from_args(args)
     if args.transformer_impl == "local":
-        model_config.transformer_layer_spec = local_layer_spec
+        sbp_arguments.check_local_layers(args)
+        model_config.transformer_layer_spec = local_block_spec
     record = RunRecord(args, arguments, started=_START)
     model_config.pre_wrap_hooks.append(record.count_parameters)
     datasets = DatasetsProvider(args)

@@ -56,21 +56,23 @@ class Pairs:
 class PairStore:
     """Pairs of documents (d1, d2) with their similarity, as ``mine_pairs.py`` writes them.
 
-    Rows are sorted by anchor, then falling score, then neighbour. Opening reads every column once,
-    in pieces, to check them.
+    Rows are sorted by anchor, then falling score, then neighbour.
 
     Args:
         directory: Holds ``anchor.npy``, ``neighbor.npy`` and ``score.npy``; a manifest is not
             needed.
         corpus: If given, the ids must be its documents and, where there is a manifest, it must be
             the corpus that was mined.
+        check_rows: Whether to read every row, once, to check ids, scores and order.
 
     Raises:
         InputError: If a column is missing or damaged, rows are not sorted, a document is paired
             with itself, a score is not finite, or the corpus is another one.
     """
 
-    def __init__(self, directory: str | Path, corpus: Corpus | None = None):
+    def __init__(
+        self, directory: str | Path, corpus: Corpus | None = None, *, check_rows: bool = True
+    ):
         self.directory = Path(directory)
         self.anchor = self._open("anchor")
         """int64 [pairs], flat ids of d1, the context."""
@@ -91,7 +93,8 @@ class PairStore:
         """``Corpus.fingerprints`` of the corpus that was mined, None if that is not known."""
         if corpus is not None and self.corpus is not None:
             check_corpus(self.corpus, corpus, self.directory)
-        self._check_rows(None if corpus is None else len(corpus))
+        if check_rows:
+            self._check_rows(self._documents(corpus))
 
     def __len__(self) -> int:
         return len(self.anchor)
@@ -102,6 +105,12 @@ class PairStore:
     def files(self) -> list[Path]:
         """The columns, which is what a stage names as its inputs."""
         return [self._path(name) for name in COLUMNS]
+
+    def _documents(self, corpus: Corpus | None) -> int | None:
+        """Number of documents that ids may mean, None if that is not known."""
+        if corpus is not None:
+            return len(corpus)
+        return sum(entry["documents"] for entry in self.corpus) if self.corpus else None
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}.npy"

@@ -2,9 +2,11 @@
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from megatron_sbp.errors import InputError
+from megatron_sbp.training.fp8 import check_fp8
 
 
 @dataclass(kw_only=True)
@@ -15,13 +17,43 @@ class SBPArguments:
     """lm: next-token prediction on documents, Megatron's GPT pretraining (baseline and joint runs).
     synthesis: log p(d2|d1) on pairs of related documents (synthesizer-tuning)."""
 
-    sbp_pairs: str | None = field(
-        default=None, metadata={"argparse_meta": {"type": str, "metavar": "DIR"}}
+    sbp_pairs: list[str] = field(
+        default_factory=list,
+        metadata={"argparse_meta": {"type": str, "nargs": "+", "metavar": "DIR"}},
     )
-    """Pair store to train on; needed by, and only by, the synthesis objective."""
+    """Pair stores to train on, each of them mined over some of the data paths; needed by, and only
+    by, the synthesis objective."""
+
+    sbp_template: str = "{bos}{d1}{sep}{d2}{eod}"
+    """A sample: {bos} and {eod} are the tokenizer's tokens, {sep} is --sbp-separator, {d1} and {d2}
+    the documents, and anything else is text, which is tokenized. The loss is on what follows
+    {d1}{sep}: d2 and what comes after it."""
 
     sbp_separator: str = "<|sep|>"
     """Between d1 and d2: a token of the tokenizer, or any string, which is tokenized."""
+
+    sbp_direction: Literal["forward", "backward", "both", "random"] = "forward"
+    """Which document of a stored pair is d1: its anchor, its neighbor, each of them once, or one of
+    them by the seed's choice."""
+
+    sbp_packing: bool = True
+    """Several pairs in a row, without attention between them. Otherwise one pair a row, padded."""
+
+    sbp_segment_multiple: int = 0
+    """A pair in a packed row is padded to a multiple of so many positions; 0: of twice the
+    context-parallel size. Runs with the same number read the same rows."""
+
+    sbp_overflow: Literal["truncate", "skip"] = "truncate"
+    """Pairs that are longer than a row: truncate d1 and then d2, or leave the pair out."""
+
+    sbp_truncate_d1: Literal["head", "tail"] = "tail"
+    """The end of a d1 that is too long which is cut off."""
+
+    sbp_d1_share: float = 0.5
+    """The share of a row's room that d1 keeps before d2 is cut, too, from 0 to 1."""
+
+    sbp_min_d2: int = 1
+    """Pairs of whose d2 fewer tokens would be left are skipped."""
 
     sbp_synthetic_data: list[str] = field(
         default_factory=list,
@@ -45,24 +77,71 @@ def validate_and_complete(args: Namespace) -> None:
         InputError: Naming the flag and the cure.
     """
     synthesis = args.sbp_objective == "synthesis"
-    if synthesis and args.sbp_pairs is None:
+    if synthesis and not args.sbp_pairs:
         raise InputError("--sbp-objective synthesis needs --sbp-pairs DIR")
-    if not synthesis and args.sbp_pairs is not None:
+    if not synthesis and args.sbp_pairs:
         raise InputError("--sbp-pairs is given, but --sbp-objective is lm; set it to synthesis")
-    if synthesis and args.sft:
+    if synthesis:
+        _complete_synthesis(args)
+    check_fp8(args)
+    args.sbp_sources = _source_names(args)
+
+
+def _complete_synthesis(args: Namespace) -> None:
+    if args.sft:
         raise InputError("--sft changes how losses are averaged; leave it out")
-    if synthesis and args.context_parallel_size > 1:
-        raise InputError("--sbp-objective synthesis does not run with --context-parallel-size > 1")
-    if args.transformer_impl == "local" and args.reset_attention_mask:
+    if getattr(args, "dataloader_inter_document_masking", False):
+        raise InputError("--dataloader-inter-document-masking is for documents; leave it out")
+    if args.overlap_moe_expert_parallel_comm:
+        raise InputError("--overlap-moe-expert-parallel-comm is not for pairs; leave it out")
+    least = 2 * args.context_parallel_size if args.context_parallel_size > 1 else 1
+    args.sbp_segment_multiple = args.sbp_segment_multiple or least
+    if args.sbp_segment_multiple % least:
+        raise InputError(
+            f"--sbp-segment-multiple {args.sbp_segment_multiple} is not a multiple of {least}, "
+            "twice the context-parallel size"
+        )
+    rows = max(args.micro_batch_size, getattr(args, "eval_micro_batch_size", None) or 1)
+    if args.sbp_packing and args.pipeline_model_parallel_size > 1 and rows > 1:
+        raise InputError(
+            f"packed rows go through a pipeline one at a time, not {rows}: set --micro-batch-size "
+            "and --eval-micro-batch-size to 1, or --no-sbp-packing"
+        )
+    # Without it micro-batches, and context-parallel ranks, with few d2 tokens would weigh as much
+    # as those with many.
+    args.calculate_per_token_loss = True
+    # The attention is causal within each segment of a row, which needs no mask.
+    args.create_attention_mask_in_dataloader = False
+
+
+def check_local_layers(args: Namespace) -> None:
+    """What this package's layers for ``--transformer-impl local`` do not do.
+
+    Raises:
+        InputError: Naming the flag and the cure.
+    """
+    if args.reset_attention_mask:
         raise InputError(
             "--reset-attention-mask needs --transformer-impl transformer_engine: "
             "the local attention has a causal mask only"
         )
-    if synthesis:
-        # Without it micro-batches with few d2 tokens would weigh as much as those with many.
-        args.calculate_per_token_loss = True
-        # One pair a row, padded at its end: the causal mask of the attention itself is enough.
-        args.create_attention_mask_in_dataloader = False
+    if args.dataloader_inter_document_masking and args.context_parallel_size > 1:
+        raise InputError(
+            "--dataloader-inter-document-masking with --context-parallel-size > 1 needs "
+            "--transformer-impl transformer_engine"
+        )
+
+
+def _source_names(args: Namespace) -> list[str]:
+    """A name for every data path of the training blend, for what is logged."""
+    from megatron.training.utils import get_blend_and_blend_per_split
+
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    if blend is None and blend_per_split is not None:
+        blend = blend_per_split[0]
+    paths = [] if blend is None else blend[0]
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else list(paths)
 
 
 def separator_ids(tokenizer: Any, separator: str) -> tuple[int, ...]:

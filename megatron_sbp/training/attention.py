@@ -1,19 +1,23 @@
-"""Core attention on torch's fused kernel, and Megatron's local layer spec with it.
+"""Core attention on torch's fused kernel, for Megatron's local layers.
 
-Megatron's local attention writes out the full score matrix; this one calls
-``torch.nn.functional.scaled_dot_product_attention``. It is used with ``--transformer-impl local``,
-which is what the CPU platform runs.
+Megatron's local attention writes out the full score matrix and knows neither packed sequences nor
+context parallelism. This one calls ``torch.nn.functional.scaled_dot_product_attention`` for every
+segment. It is used with ``--transformer-impl local``, which is what the CPU platform runs; with
+Transformer Engine the same batches go through its THD kernels.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_sbp.training.context_parallel import chunks, positions
 
 
 class ScaledDotProductAttention(torch.nn.Module):
@@ -32,11 +36,11 @@ class ScaledDotProductAttention(torch.nn.Module):
         **_: Any,
     ):
         super().__init__()
-        if config.context_parallel_size > 1:
-            raise ValueError("context parallelism needs --transformer-impl transformer_engine")
         if config.attention_dropout > 0:
             raise ValueError("--attention-dropout must be 0 with --transformer-impl local here")
         self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
+        self._ranks = config.context_parallel_size
+        self._group = pg_collection.cp if pg_collection is not None and self._ranks > 1 else None
 
     def forward(
         self,
@@ -48,39 +52,81 @@ class ScaledDotProductAttention(torch.nn.Module):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> torch.Tensor:
-        """Attend.
+        """Attend, within each segment of a packed row.
 
         Args:
-            query: [sequence, batch, heads, channels].
-            key: [sequence, batch, groups, channels]; groups divides heads.
+            query: [sequence, batch, heads, channels], or [positions, heads, channels] if packed;
+                with context parallelism the rank's own positions (``context_parallel.chunks``).
+            key: As ``query``, with groups for heads; groups divides heads.
             value: As ``key``.
             attention_mask: Ignored: the mask is causal.
             attn_mask_type: Ignored likewise.
             attention_bias: Must be None.
-            packed_seq_params: Must be None.
+            packed_seq_params: ``PackedSeqParams`` of a packed row (THD): the boundaries of its
+                segments.
 
         Returns:
-            [sequence, batch, heads * channels].
+            [sequence, batch, heads * channels], or [positions, heads * channels] if packed.
         """
-        if packed_seq_params is not None or attention_bias is not None:
-            raise ValueError("packed sequences need --transformer-impl transformer_engine")
-        length, batch, heads, _ = query.shape
+        if attention_bias is not None:
+            raise ValueError("an attention bias needs --transformer-impl transformer_engine")
+        packed = packed_seq_params is not None
+        if packed:
+            boundaries = packed_seq_params.cu_seqlens_q.tolist()
+            query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))
+        else:
+            boundaries = [0, query.size(0) * self._ranks]
+        context = self._attend(query, key, value, boundaries).flatten(2)
+        return context.squeeze(1) if packed else context
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        boundaries: Sequence[int],
+    ) -> torch.Tensor:
+        """Attention of [positions, batch, heads, channels]."""
+        rank = 0
+        if self._group is not None:
+            rank = self._group.rank()
+            key, value = (self._whole(tensor, boundaries) for tensor in (key, value))
+        held = chunks(boundaries, self._ranks, rank)
+        # Not slices: the gradient of each would be as long as the row.
+        queries = query.split([end - start for _, start, end in held])
+        lengths = [end - begin for begin, end in pairwise(boundaries)]
+        segments = dict(
+            zip(
+                boundaries, zip(key.split(lengths), value.split(lengths), strict=True), strict=False
+            )
+        )
+        pieces = []
+        for mine, (begin, _, end) in zip(queries, held, strict=True):
+            keys, values = (tensor[: end - begin] for tensor in segments[begin])
+            pieces.append(self._causal(mine, keys, values))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _causal(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention of queries that are the last ones of the keys' positions."""
+        queries, keys = query.size(0), key.size(0)
+        mask = None
+        if queries < keys:
+            allowed = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
+            mask = allowed.tril(diagonal=keys - queries)
         context = torch.nn.functional.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
             key.permute(1, 2, 0, 3),
             value.permute(1, 2, 0, 3),
-            is_causal=True,
+            attn_mask=mask,
+            is_causal=mask is None,
             scale=self.scale,
-            enable_gqa=key.size(2) != heads,
+            enable_gqa=key.size(2) != query.size(2),
         )
-        return context.permute(2, 0, 1, 3).reshape(length, batch, -1)
+        return context.permute(2, 0, 1, 3)
 
-
-def local_layer_spec(model_config: Any) -> ModuleSpec:
-    """Megatron's local layer spec for a ``GPTModelConfig``, with the attention above."""
-    transformer = model_config.transformer
-    spec = get_gpt_layer_local_spec(
-        qk_layernorm=transformer.qk_layernorm, normalization=transformer.normalization
-    )
-    spec.submodules.self_attention.submodules.core_attention = ScaledDotProductAttention
-    return spec
+    def _whole(self, local: torch.Tensor, boundaries: Sequence[int]) -> torch.Tensor:
+        """Keys or values of the whole row, in its order, from every rank's part."""
+        gathered = gather_from_sequence_parallel_region(local.contiguous(), group=self._group)
+        held = [positions(boundaries, self._ranks, rank) for rank in range(self._ranks)]
+        order = torch.argsort(torch.cat(held)).to(gathered.device)
+        return gathered.index_select(0, order)

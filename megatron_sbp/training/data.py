@@ -13,9 +13,10 @@ from megatron.training import get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
 from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.corpus.template import Template
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import FILENAME
-from megatron_sbp.training.arguments import separator_ids
+from megatron_sbp.training.batch import is_packed
 from megatron_sbp.training.ledger import check_synthetic_once, ledger
 from megatron_sbp.training.paired_dataset import (
     PairedDocumentDataset,
@@ -51,7 +52,7 @@ class DatasetsProvider:
             dataset_class, config = PairedDocumentDataset, paired_config(self._args)
         else:
             config = gpt_config(self._args)
-        built_here = partial(_is_built_here, vp_stage)
+        built_here = partial(_is_built_here, self._args, vp_stage)
         datasets = BlendedMegatronDatasetBuilder(dataset_class, sizes, built_here, config).build()
         if datasets[0] is not None:
             self._train = datasets[0]
@@ -65,8 +66,10 @@ class DatasetsProvider:
         return ledger(self._train, self._args.consumed_train_samples, self._args.sbp_synthetic_data)
 
 
-def _is_built_here(vp_stage: int | None) -> bool:
-    return mpu.get_tensor_model_parallel_rank() == 0 and is_first_or_last_pipeline_stage(vp_stage)
+def _is_built_here(args: Namespace, vp_stage: int | None) -> bool:
+    """Whether ``batch.get_batch`` reads data on this rank."""
+    reads = is_packed(args) or is_first_or_last_pipeline_stage(vp_stage)
+    return mpu.get_tensor_model_parallel_rank() == 0 and reads
 
 
 def check_data_paths(args: Namespace) -> None:
@@ -76,9 +79,17 @@ def check_data_paths(args: Namespace) -> None:
     pairs.
 
     Raises:
-        InputError: If a file is missing, damaged, or made with another tokenizer.
+        InputError: If a file is missing, damaged, or made with another tokenizer, or a path is said
+            to be synthetic that is none of the run's.
     """
-    for prefix in data_paths(args):
+    paths = data_paths(args)
+    for prefix in args.sbp_synthetic_data:
+        if prefix not in paths:
+            raise InputError(
+                f"--sbp-synthetic-data {prefix}: is not one of the data paths "
+                f"({', '.join(paths)}); write it as it is written there"
+            )
+    for prefix in paths:
         if args.sbp_objective == "synthesis" or (Path(prefix).parent / FILENAME).exists():
             corpus = Corpus([prefix], tokenizer=args.tokenizer_model)
             if args.tokenizer_model is not None and Path(args.tokenizer_model).is_dir():
@@ -124,6 +135,7 @@ def gpt_config(args: Namespace) -> GPTDatasetConfig:
         reset_attention_mask=args.reset_attention_mask,
         eod_mask_loss=args.eod_mask_loss,
         create_attention_mask=args.create_attention_mask_in_dataloader,
+        inter_document_masking=args.dataloader_inter_document_masking,
         object_storage_cache_path=args.object_storage_cache_path,
     )
 
@@ -132,13 +144,28 @@ def paired_config(args: Namespace) -> PairedDocumentDatasetConfig:
     """Configuration for pairs; a tokenizer without bos or pad lends eod for it."""
     tokenizer = get_tokenizer()
     eod = tokenizer.eod
+    template = Template.parse(
+        args.sbp_template,
+        args.sbp_separator,
+        tokenizer.tokenize,
+        bos=_token(tokenizer, "bos", eod),
+        eod=eod,
+    )
     return PairedDocumentDatasetConfig(
         **_common(args),
-        pairs=args.sbp_pairs,
-        bos=_token(tokenizer, "bos", eod),
-        separator=separator_ids(tokenizer, args.sbp_separator),
+        pairs=tuple(args.sbp_pairs),
+        before=template.before,
+        between=template.between,
+        after=template.after,
         eod=eod,
         pad=_token(tokenizer, "pad", eod),
+        direction=args.sbp_direction,
+        packing=args.sbp_packing,
+        overflow=args.sbp_overflow,
+        truncate_d1=args.sbp_truncate_d1,
+        d1_share=args.sbp_d1_share,
+        min_d2=args.sbp_min_d2,
+        multiple=args.sbp_segment_multiple,
     )
 
 
@@ -148,4 +175,5 @@ def _token(tokenizer: Any, name: str, default: int) -> int:
         token = getattr(tokenizer, name)
     except (AttributeError, NotImplementedError):
         return default
-    return default if token is None else int(token)
+    # Megatron's NullTokenizer says -1.
+    return default if token is None or token < 0 else int(token)

@@ -44,16 +44,19 @@ def ledger(dataset: Any, consumed: int, synthetic: Sequence[str]) -> list[dict[s
         synthetic: Prefixes that are synthetic.
 
     Returns:
-        One entry a source: prefix, kind, documents, tokens (unique ones; for pairs the supervised
-        tokens of an epoch), tokens_seen, epochs, and for pairs how many are cut to the row.
+        One entry a source: prefix, kind, documents (or pairs), tokens (unique ones; for pairs the
+        supervised tokens of an epoch), tokens_seen, epochs, and for pairs what an epoch holds, see
+        ``PairedDocumentDataset.counts``.
     """
     entries = []
     for member in _members(dataset):
         samples = _samples(dataset, member, consumed)
+        counts: dict[str, int] = {}
         if isinstance(member, PairedDocumentDataset):
-            kind, documents = "pairs", member.pairs
-            tokens = member.supervised_tokens()
-            epochs = samples / member.pairs
+            counts = member.counts()
+            kind, documents, tokens = "pairs", counts["pairs"], counts["supervised_tokens"]
+            epochs = samples / counts["rows"]
+            # Rows of an epoch differ in their supervised tokens, so part of one is an estimate.
             seen = round(epochs * tokens)
         else:
             kind = "synthetic" if member.dataset_path in synthetic else "real"
@@ -68,8 +71,8 @@ def ledger(dataset: Any, consumed: int, synthetic: Sequence[str]) -> list[dict[s
             "tokens_seen": seen,
             "epochs": epochs,
         }
-        if isinstance(member, PairedDocumentDataset):
-            entry["cut"] = member.cut_pairs()
+        if counts:
+            entry["counts"] = counts
         entries.append(entry)
     return entries
 

@@ -1,108 +1,53 @@
 """Pairs of related documents as samples of Megatron's dataset layer.
 
-A sample is ``[bos] d1 [sep] d2 [eod]``, one pair a row, padded to the sequence length. The loss
-mask lies on the labels and covers d2 and the end-of-document after it (arXiv 2509.15248, section
-3.2: the objective is log p(d2|d1), d1 is context). Only ids are held; tokens come from the indexed
-datasets.
+A pair is the sequence ``before d1 between d2 after`` of its template, by default
+``[bos] d1 [sep] d2 [eod]``. The loss mask lies on the labels and covers d2 and what comes after it
+(arXiv 2509.15248, section 3.2: the objective is log p(d2|d1), d1 is context). A row holds as many
+pairs as packing found to fit, or one. Only ids are held; tokens come from the indexed datasets.
 
 Which pairs belong to which split follows from Megatron's own data arguments: a pair is in a split
 if both its documents are. Documents of the validation set therefore appear in no training pair.
 
-On validation every pair comes twice, once with its own d1 and once with that of another pair of the
-split (``control`` 1): the difference of the two losses is the conditional gain.
+On validation every row comes twice, once with its pairs' own d1 and once with those of other pairs
+of the split (``control`` 1): the difference of the two losses is the conditional gain.
 """
 
-from dataclasses import dataclass, field
-from functools import lru_cache
+import hashlib
+import json
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.datasets.blended_megatron_dataset_config import BlendedMegatronDatasetConfig
 from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.datasets.utils import Split
 
-from megatron_sbp import manifest
-from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
-from megatron_sbp.mining.pairs import PairStore
+from megatron_sbp.training import pair_index
+from megatron_sbp.training.pair_config import PairedDocumentDatasetConfig, Segment
+from megatron_sbp.training.pair_index import Entries, PairIndex
+from megatron_sbp.training.rows import RowWriter, scalar
+from megatron_sbp.training.shuffle import Permutation
+from megatron_sbp.training.split_documents import PairedPrefix, SplitDocuments, find_prefix
 
-_CONTROL_WINDOW = 32
-
-
-@dataclass
-class PairedDocumentDatasetConfig(BlendedMegatronDatasetConfig):
-    """Megatron's dataset configuration and what pairs need besides."""
-
-    pairs: str = ""
-    """Directory of the pair store."""
-    pairs_fingerprint: str = field(init=False, default="")
-    """SHA-256 of the pair store's manifest; set from ``pairs``."""
-    bos: int = 0
-    """Token id before d1."""
-    separator: tuple[int, ...] = ()
-    """Token ids between d1 and d2."""
-    eod: int = 0
-    """Token id after d2, and stripped from the end of both documents as they are read."""
-    pad: int = 0
-    """Token id that fills the row; never supervised."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        path = Path(self.pairs) / manifest.FILENAME
-        self.pairs_fingerprint = manifest.fingerprint(path)["sha256"]
-        if not self.separator:
-            raise InputError("--sbp-separator is empty; give a token or a string")
-
-
-@dataclass(frozen=True)
-class PairedPrefix:
-    """One data path of the run, seen as part of the corpus that the pairs were mined over."""
-
-    pairs: PairStore
-    """The pair store."""
-    path: str
-    """This prefix."""
-    number: int
-    """Its position in the pair store's corpus."""
-    documents: int
-    """Number of its documents."""
-
-
-type Lengths = np.ndarray | np.integer
-"""One length or many."""
-
-
-def fit(first: Lengths, second: Lengths, room: int) -> tuple[Lengths, Lengths]:
-    """Lengths of d1 and d2 that fit into ``room`` tokens together.
-
-    d1 gives way first, but not below half of the room; then d2 does: of 400 tokens, documents of
-    (300, 150) get (250, 150) and documents of (300, 300) get (200, 200).
-
-    Args:
-        first: Lengths of d1, int64 [n].
-        second: Lengths of d2, int64 [n].
-        room: Tokens that there are for both.
-    """
-    least = np.minimum(first, room // 2)
-    first = np.minimum(first, np.maximum(room - second, least))
-    return first, np.minimum(second, room - first)
+_KEY = """pairs_fingerprints before between after eod pad direction packing overflow truncate_d1
+d1_share min_d2 multiple blend blend_per_split""".split()
 
 
 class PairedDocumentDataset(MegatronDataset):
-    """Samples of p(d2|d1) for the pairs whose documents both lie in one split.
+    """Rows of p(d2|d1) for the pairs whose documents both lie in one split.
 
     Args:
-        dataset: The prefix that this dataset takes its anchors (d1) from.
-        dataset_path: Its path, for bookkeeping.
-        indices: Anchor documents of the split, as indices in the prefix.
-        num_samples: Least number of samples to offer; None for one epoch.
+        dataset: The prefix that holds the anchors of this dataset's pairs.
+        dataset_path: Its path.
+        indices: Documents of the prefix that are in the split.
+        num_samples: Least number of rows to offer; None for one epoch.
         index_split: The split.
         config: The configuration.
 
     Raises:
-        InputError: If no pair of the prefix lies in the split.
+        InputError: If no pair of the prefix lies in the split, or the index cannot be written.
     """
 
     def __init__(
@@ -115,45 +60,27 @@ class PairedDocumentDataset(MegatronDataset):
         config: PairedDocumentDatasetConfig,
     ):
         super().__init__(dataset, dataset_path, indices, num_samples, index_split, config)
-        store = dataset.pairs
-        self._offsets = np.cumsum([0, *(entry["documents"] for entry in _corpus(store))])
-        ranges = split_ranges(config, store, index_split)
-        self._corpora = {number: Corpus([path]) for number, (path, _, _) in ranges.items()}
-        low, high = self._offsets[dataset.number] + np.array([indices[0], indices[-1] + 1])
-        # Pairs are sorted by anchor, so those of a range of anchors are a slice.
-        begin, end = np.searchsorted(store.anchor, (low, high))
-        neighbors = np.asarray(store.neighbor[begin:end])
-        inside = np.zeros(len(neighbors), dtype=bool)
-        for number, (_, first, last) in ranges.items():
-            start = self._offsets[number]
-            inside |= (neighbors >= start + first) & (neighbors < start + last)
-        self._anchors = np.asarray(store.anchor[begin:end])[inside]
-        self._neighbors = neighbors[inside]
-        if len(self._anchors) == 0:
-            raise InputError(
-                f"{config.pairs}: no pair has both documents in the {index_split.name} set of "
-                f"{dataset_path}; mine over these prefixes together or lower --min-similarity"
-            )
+        self._store = dataset.pairs.directory
+        self._documents = SplitDocuments(config, dataset.pairs, index_split)
+        self._entries = Entries(dataset, self._documents, config)
         self._with_control = index_split is not Split.train
-        self._controls = self._choose_controls() if self._with_control else None
+        self.unique_identifiers["format"] = pair_index.FORMAT
+        self.unique_identifiers["idx_sha256"] = [
+            prefix.idx_sha256 for prefix in self._documents.prefixes
+        ]
+        self.unique_description = _describe(self.unique_identifiers)
+        self.unique_description_hash = _checksum(self.unique_description)
+        self._writer = RowWriter(config)
+        self._base = self._index_path()
+        if not PairIndex.exists(self._base):
+            self._build_index()
+        self._index = PairIndex(self._base)
+        self._documents.ends = self._index.ends
 
     @staticmethod
     def build_low_level_dataset(dataset_path: str, config: Any) -> PairedPrefix:
-        """Find ``dataset_path`` in the pair store's corpus, by content and not by name.
-
-        Raises:
-            InputError: If the pairs were not mined over this prefix.
-        """
-        store = _open_pairs(config.pairs)
-        wanted = manifest.fingerprint(f"{dataset_path}.idx")["sha256"]
-        for number, entry in enumerate(_corpus(store)):
-            if entry["idx_sha256"] == wanted:
-                return PairedPrefix(store, dataset_path, number, entry["documents"])
-        mined = ", ".join(entry["prefix"] for entry in _corpus(store))
-        raise InputError(
-            f"{dataset_path}: is not a corpus of the pairs in {config.pairs} (mined over {mined}); "
-            "mine pairs over it or leave it out of the data path"
-        )
+        """See ``find_prefix``."""
+        return find_prefix(dataset_path, config)
 
     @staticmethod
     def numel_low_level_dataset(low_level_dataset: PairedPrefix) -> int:
@@ -162,148 +89,112 @@ class PairedDocumentDataset(MegatronDataset):
 
     @staticmethod
     def _key_config_attributes() -> list[str]:
-        own = ["pairs_fingerprint", "bos", "separator", "eod", "pad", "blend", "blend_per_split"]
-        return [*MegatronDataset._key_config_attributes(), *own]
+        return [*MegatronDataset._key_config_attributes(), *_KEY]
 
-    @property
-    def pairs(self) -> int:
-        """Number of distinct pairs of this split."""
-        return len(self._anchors)
+    def counts(self) -> dict[str, int]:
+        """What one epoch of the pairs holds.
 
-    def cut_pairs(self) -> int:
-        """Pairs whose two documents do not fit into a row."""
-        both = self._lengths(self._anchors) + self._lengths(self._neighbors)
-        return int(np.count_nonzero(both > self._room))
+        Returns:
+            pairs; those with a cut_d1 and those with a cut_d2; pairs of the split left out as
+            skipped_long and skipped_short; rows, without those of controls; tokens (positions that
+            hold real ones) and supervised_tokens.
+        """
+        return dict(self._index.counts)
 
-    @property
-    def _room(self) -> int:
-        """Tokens of a row that d1 and d2 share: a row is one longer than its labels."""
-        return self.config.sequence_length + 1 - 2 - len(self.config.separator)
+    def _index_path(self) -> Path:
+        """Path of the index in the data cache, without the files' endings."""
+        # The rows do not depend on how many of them a run takes.
+        named = {k: v for k, v in self.unique_identifiers.items() if k != "num_samples"}
+        name = type(self).__name__
+        cache = self.config.path_to_cache or Path(self.dataset_path, "cache", f"{name}_indices")
+        return Path(cache, f"{_checksum(_describe(named))}-{name}-{self.index_split.name}")
 
-    def supervised_tokens(self) -> int:
-        """Tokens of d2, end-of-documents included, over one epoch of the pairs."""
-        second = self._lengths(self._neighbors)
-        kept = fit(self._lengths(self._anchors), second, self._room)[1]
-        return int(np.sum(kept + (kept == second)))
-
-    def _epoch(self) -> int:
-        return self.pairs * (2 if self._with_control else 1)
+    def _build_index(self) -> None:
+        try:
+            counts = pair_index.build(
+                self._base,
+                self._entries,
+                self.config,
+                self.unique_description,
+                controls=self._with_control,
+            )
+        except OSError as error:
+            raise InputError(
+                f"{self._base.parent}: cannot write the index of the pairs ({error.strerror}); "
+                "give --data-cache-path a directory that can be written"
+            ) from None
+        if counts["pairs"]:
+            return
+        where = f"the {self.index_split.name} set of {self.dataset_path}"
+        skipped = counts["skipped_long"] + counts["skipped_short"]
+        if skipped:
+            raise InputError(
+                f"{self._store}: all {skipped:,} pairs of {where} are skipped "
+                f"({counts['skipped_long']:,} too long, {counts['skipped_short']:,} with too short "
+                "a d2); change --sbp-overflow or --sbp-min-d2"
+            )
+        raise InputError(
+            f"{self._store}: no pair has both documents in {where}; mine over these prefixes "
+            "together or lower --min-similarity"
+        )
 
     def __len__(self) -> int:
-        return max(self._epoch(), self.num_samples or 0)
+        return max(self._epoch, self.num_samples or 0)
+
+    @cached_property
+    def _epoch(self) -> int:
+        """Samples of an epoch."""
+        return self._index.counts["rows"] * (2 if self._with_control else 1)
 
     def __getitem__(self, idx: int) -> dict[str, torch.Tensor]:
         """One row.
 
         Returns:
             tokens, labels, position_ids: int64 [sequence_length]; loss_mask: float32
-            [sequence_length]; control: int64 [], 1 if d1 was put in place of the pair's own.
+            [sequence_length]; control: int64 [], 1 if other d1 stand in place of the pairs' own;
+            with packing also cu_seqlens: int32 [sequence_length + 1], where segments begin and the
+            last one ends, filled up with sequence_length; max_seqlen: int64 [].
         """
-        epoch, position = divmod(idx, self._epoch())
+        epoch, position = divmod(int(idx), self._epoch)
         control = 0
         if self._with_control:
-            position, control = divmod(position, 2)
-        else:
-            position = self._permutation(epoch)[position]
-        first = self._body(self._anchors[position])
-        second = self._body(self._neighbors[position])
-        lengths = fit(np.int64(len(first)), np.int64(len(second)), self._room)
-        if control:
-            assert self._controls is not None
-            first = self._body(self._anchors[self._controls[position]])
-        return self._row(first[: lengths[0]], second[: lengths[1]], len(second), control)
+            # Every evaluation reads the same rows in the same order.
+            epoch, (position, control) = 0, divmod(position, 2)
+        row = _order(self._index.counts["rows"], self.config.random_seed, epoch)(position)
+        return self._writer.write(self._pairs(row, control)) | {"control": scalar(control)}
 
-    def _row(
-        self, first: np.ndarray, second: np.ndarray, whole: int, control: int
-    ) -> dict[str, torch.Tensor]:
-        """Lay out one pair; a d2 that was cut (shorter than ``whole``) has no end-of-document."""
-        config = self.config
-        end = [config.eod] if len(second) == whole else []
-        row = np.concatenate([[config.bos], first, config.separator, second, end]).astype(np.int64)
-        length = config.sequence_length
-        filled = np.full(length + 1, config.pad, dtype=np.int64)
-        filled[: len(row)] = row
-        # Labels are the tokens one step later: d2 begins after bos, d1 and the separator.
-        mask = np.zeros(length, dtype=np.float32)
-        mask[len(first) + len(config.separator) : len(row) - 1] = 1.0
-        return {
-            "tokens": torch.from_numpy(filled[:-1].copy()),
-            "labels": torch.from_numpy(filled[1:].copy()),
-            "loss_mask": torch.from_numpy(mask),
-            "position_ids": torch.arange(length),
-            "control": torch.tensor(control),
-        }
-
-    def _body(self, document: int) -> np.ndarray:
-        """Tokens of a document (flat id) without its end-of-document."""
-        number = int(np.searchsorted(self._offsets, document, side="right")) - 1
-        tokens = self._corpora[number].tokens(int(document - self._offsets[number]))
-        return tokens[:-1] if len(tokens) and tokens[-1] == self.config.eod else tokens
-
-    def _lengths(self, documents: np.ndarray) -> np.ndarray:
-        """Lengths of documents (flat ids, int64 [n]) without their end-of-document, int64 [n]."""
-        lengths = np.empty(len(documents), dtype=np.int64)
-        numbers = np.searchsorted(self._offsets, documents, side="right") - 1
-        for number, corpus in self._corpora.items():
-            here = numbers == number
-            inside = documents[here] - self._offsets[number]
-            lengths[here] = corpus.body_lengths(inside, self.config.eod)
-        return lengths
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        """The order of the pairs in an epoch, from the seed and the epoch alone."""
-        return _permutation(self.config.random_seed, epoch, self.pairs)
-
-    def _choose_controls(self) -> np.ndarray:
-        """For every pair the position of another one whose d1 replaces its own, int64 [pairs].
-
-        Drawn among those whose d1 is of similar length, so that the two losses differ by what d1
-        says and not by how long it is; pairs with the same d1 or d2 are avoided where that is
-        possible.
-        """
-        anchors, neighbors = self._anchors, self._neighbors
-        order = np.argsort(self._lengths(anchors), kind="stable")
-        random = np.random.default_rng([self.config.random_seed, len(order)])
-        chosen = np.empty(len(order), dtype=np.int64)
-        for rank, position in enumerate(order):
-            low = max(0, min(rank - _CONTROL_WINDOW, len(order) - 2 * _CONTROL_WINDOW))
-            near = random.permutation(order[low : low + 2 * _CONTROL_WINDOW])
-            related = (anchors[near] == anchors[position]) | (anchors[near] == neighbors[position])
-            chosen[position] = near[np.argmin(related)]
-        return chosen
+    def _pairs(self, row: int, control: int) -> list[tuple[np.ndarray, np.ndarray, Segment]]:
+        """The documents of a row's pairs, and what is kept of them."""
+        index, body = self._index, self._documents.body
+        here = index.row(row)
+        pairs = []
+        for entry in index.entries[here].tolist():
+            first, second = map(body, self._entries.pair(entry))
+            segment = self._entries.room.fit(len(first), len(second), min, max)
+            pairs.append((first, second, segment))
+        if sum(segment.size for _, _, segment in pairs) > self.config.sequence_length:
+            raise InputError(
+                f"{self.dataset_path}: its documents are longer than they were when the index "
+                f"{self._base}-* was made of them; remove it"
+            )
+        if not control:
+            return pairs
+        assert index.controls is not None
+        others = map(body, index.controls[here].tolist())
+        return [
+            (other, second, segment.with_first(min(segment.first, len(other))))
+            for other, (_, second, segment) in zip(others, pairs, strict=True)
+        ]
 
 
-def split_ranges(
-    config: BlendedMegatronDatasetConfig, store: PairStore, split: Split
-) -> dict[int, tuple[str, int, int]]:
-    """The documents of a split: position in the pair store's corpus -> (path, first, last + 1)."""
-    if config.blend_per_split is not None:
-        blend, share = config.blend_per_split[split.value], (0.0, 1.0)
-    else:
-        blend, share = config.blend, config.split_matrix[split.value]
-    ranges = {}
-    for path in blend[0]:
-        prefix = PairedDocumentDataset.build_low_level_dataset(path, config)
-        # The rounding of BlendedMegatronDatasetBuilder._build_megatron_dataset_splits.
-        first, last = (round(bound * float(prefix.documents)) for bound in share)
-        ranges[prefix.number] = (path, first, last)
-    return ranges
+@lru_cache(maxsize=64)
+def _order(rows: int, seed: int, epoch: int) -> Permutation:
+    return Permutation(rows, [seed, epoch])
 
 
-@lru_cache(maxsize=8)
-def _open_pairs(directory: str) -> PairStore:
-    return PairStore(directory)
+def _describe(identifiers: Any) -> str:
+    return json.dumps(identifiers, indent=4, default=lambda part: part.unique_identifiers)
 
 
-def _corpus(store: PairStore) -> list[dict[str, Any]]:
-    """Fingerprints of the corpus that the ids of a pair store mean."""
-    if store.corpus is None:
-        raise InputError(
-            f"{store.directory}: does not say which corpus its ids mean; mine with --corpus"
-        )
-    return store.corpus
-
-
-@lru_cache(maxsize=8)
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
+def _checksum(text: str) -> str:
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()

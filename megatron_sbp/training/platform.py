@@ -8,12 +8,13 @@ machine with CUDA.
 What is mapped, and how:
 
 * tensors: a ``torch.overrides.TorchFunctionMode`` sends every ``device`` that names CUDA to the
-  CPU, makes ``.cuda()`` the identity and lets ``Tensor.type()`` answer with the CUDA type names
-  that Megatron's optimizer asserts on;
+  CPU, makes ``.cuda()`` and ``.pin_memory()`` the identity and lets ``Tensor.type()`` answer with
+  the CUDA type names that Megatron's optimizer asserts on;
 * ``torch.cuda``: one device, streams and events that do nothing, memory statistics of zero, the
   CPU's random state;
-* Megatron: no CUDA assertion at start, no torch.compile of small fused functions, and no ``make``
-  of the dataset helpers, which the wheel ships compiled.
+* Megatron: no CUDA assertion at start, no torch.compile of small fused functions, no ``make`` of
+  the dataset helpers, which the wheel ships compiled, and a distributed optimizer that loads
+  checkpoints without Transformer Engine.
 """
 
 import contextlib
@@ -63,8 +64,9 @@ class CudaToCpu(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.Tensor.cuda:
+        if func is torch.Tensor.cuda or func is torch.Tensor.pin_memory:
             return args[0]
+        kwargs.pop("pin_memory", None)
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
             return _TYPE_NAMES.get(args[0].dtype, func(*args))
         if _is_cuda(kwargs.get("device")):
@@ -172,6 +174,10 @@ def _map_megatron() -> None:
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     skip_shipped_helpers(dataset_utils)
+
+    from megatron_sbp.training import optimizer_loading
+
+    optimizer_loading.mend()
 
     from megatron.training import training
 

@@ -85,6 +85,4 @@ class RunRecord:
 def _inputs(args: Namespace) -> list[str]:
     """Files that decide what the run learns from."""
     files = [f"{prefix}.idx" for prefix in data_paths(args)]
-    if args.sbp_pairs:
-        files.append(str(Path(args.sbp_pairs) / manifest.FILENAME))
-    return files
+    return files + [str(Path(pairs) / manifest.FILENAME) for pairs in args.sbp_pairs]

@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_sbp.corpus.documents import Corpus
 
 SMALL = """
-    --num-layers 2 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4
+    --num-layers 4 --hidden-size 64 --ffn-hidden-size 128 --num-attention-heads 4
     --group-query-attention --num-query-groups 2 --qk-layernorm --normalization RMSNorm --swiglu
     --disable-bias-linear --position-embedding-type rope --attention-dropout 0 --hidden-dropout 0
     --seq-length 128 --max-position-embeddings 128 --tokenizer-type HuggingFaceTokenizer

@@ -1,5 +1,6 @@
 """The CPU's core attention, against softmax attention written out in float64."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,39 +8,98 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_sbp.training import attention as attention_module
 from megatron_sbp.training.attention import ScaledDotProductAttention
+from megatron_sbp.training.context_parallel import positions
+
+HEADS, CHANNELS = 6, 8
 
 
 def config(**changes: Any) -> Any:
-    values = {"context_parallel_size": 1, "attention_dropout": 0.0, "kv_channels": 8}
+    values = {"context_parallel_size": 1, "attention_dropout": 0.0, "kv_channels": CHANNELS}
     return SimpleNamespace(**(values | changes))
 
 
-def reference(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
+def packed(boundaries: Sequence[int]) -> Any:
+    return SimpleNamespace(cu_seqlens_q=torch.tensor(boundaries, dtype=torch.int32))
+
+
+def reference(
+    query: np.ndarray, key: np.ndarray, value: np.ndarray, boundaries: Sequence[int]
+) -> np.ndarray:
     length, batch, heads, channels = query.shape
+    begins = np.repeat(boundaries[:-1], np.diff(boundaries))
     out = np.zeros((length, batch, heads, channels))
     for row in range(batch):
         for head in range(heads):
             group = head * key.shape[2] // heads
             for position in range(length):
-                scores = key[: position + 1, row, group] @ query[position, row, head]
+                seen = slice(begins[position], position + 1)
+                scores = key[seen, row, group] @ query[position, row, head]
                 weights = np.exp(scores / np.sqrt(channels))
                 weights /= weights.sum()
-                out[position, row, head] = weights @ value[: position + 1, row, group]
+                out[position, row, head] = weights @ value[seen, row, group]
     return out.reshape(length, batch, -1)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_matches_attention_written_out(groups: int) -> None:
     random = np.random.default_rng(groups)
-    query = random.normal(size=(11, 3, 6, 8))
-    key, value = random.normal(size=(2, 11, 3, groups, 8))
+    query = random.normal(size=(11, 3, HEADS, CHANNELS))
+    key, value = random.normal(size=(2, 11, 3, groups, CHANNELS))
     attention: Any = ScaledDotProductAttention(config(), 1, None, "self")
     got = attention(*map(torch.from_numpy, (query, key, value)), None)
-    np.testing.assert_allclose(got.numpy(), reference(query, key, value), rtol=1e-9, atol=1e-12)
+    want = reference(query, key, value, [0, 11])
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("change", [{"context_parallel_size": 2}, {"attention_dropout": 0.1}])
-def test_refuses_what_it_does_not_do(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError):
-        ScaledDotProductAttention(config(**change), 1, None, "self")
+@pytest.mark.parametrize("seed", range(4))
+def test_segments_of_a_packed_row_do_not_see_each_other(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    boundaries = [0, *np.cumsum(random.integers(1, 9, size=5)).tolist()]
+    query = random.normal(size=(boundaries[-1], 1, HEADS, CHANNELS))
+    key, value = random.normal(size=(2, boundaries[-1], 1, 2, CHANNELS))
+    attention: Any = ScaledDotProductAttention(config(), 1, None, "self")
+    tensors = [torch.from_numpy(array[:, 0]) for array in (query, key, value)]
+    got = attention(*tensors, None, packed_seq_params=packed(boundaries))
+    want = reference(query, key, value, boundaries)[:, 0]
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("rows", [None, [0, 16, 32, 72]])
+def test_context_parallel_ranks_together_are_one(
+    ranks: int, rows: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rank from its own positions; what they exchange is put together here."""
+    random = np.random.default_rng(ranks)
+    boundaries = rows or [0, 48]
+    length, batch = boundaries[-1], 1 if rows else 3
+    query = random.normal(size=(length, batch, HEADS, CHANNELS))
+    key, value = random.normal(size=(2, length, batch, 2, CHANNELS))
+    want = reference(query, key, value, boundaries)
+    held = [positions(boundaries, ranks, rank).numpy() for rank in range(ranks)]
+    assert sorted(np.concatenate(held).tolist()) == list(range(length))
+    for rank in range(ranks):
+        exchanged = iter((key, value))
+        monkeypatch.setattr(
+            attention_module,
+            "gather_from_sequence_parallel_region",
+            lambda local, group, exchanged=exchanged: torch.from_numpy(
+                next(exchanged)[np.concatenate(held)]
+            ),
+        )
+        groups = SimpleNamespace(cp=SimpleNamespace(rank=lambda rank=rank: rank))
+        changed = config(context_parallel_size=ranks)
+        attention: Any = ScaledDotProductAttention(changed, 1, None, "self", pg_collection=groups)
+        tensors = [torch.from_numpy(array[held[rank]]) for array in (query, key, value)]
+        if rows:
+            tensors = [tensor[:, 0] for tensor in tensors]
+        got = attention(*tensors, None, packed_seq_params=packed(rows) if rows else None)
+        expected = want[held[rank]][:, 0] if rows else want[held[rank]]
+        np.testing.assert_allclose(got.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_dropout_is_refused() -> None:
+    with pytest.raises(ValueError, match="--attention-dropout must be 0"):
+        ScaledDotProductAttention(config(attention_dropout=0.1), 1, None, "self")

@@ -18,6 +18,7 @@ assert torch.empty(2, device=torch.cuda.current_device()).device.type == "cpu"
 assert torch.tensor([1], device=torch.device("cuda")).device.type == "cpu"
 assert torch.ones(1).cuda().to("cuda").device.type == "cpu"
 assert torch.ones(1).to(device="cuda", dtype=torch.float16).dtype == torch.float16
+assert torch.tensor([1], pin_memory=True).pin_memory().tolist() == [1]
 assert torch.ones(1).type() == "torch.cuda.FloatTensor"
 assert torch.ones(1).type(torch.int32).dtype == torch.int32
 stream = torch.cuda.Stream()

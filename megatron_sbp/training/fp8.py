@@ -1,0 +1,94 @@
+"""Whether a run with ``--fp8-format`` can start here: Transformer Engine, the chip, the shapes."""
+
+from argparse import Namespace
+
+from megatron_sbp.errors import InputError
+
+_RECIPES = {"delayed": "1.0", "tensorwise": "2.2", "blockwise": "2.3", "mxfp8": "2.1"}
+"""Recipes of ``--fp8-recipe`` and the first Transformer Engine that has them, as Megatron asks for
+them in ``megatron.core.fp8_utils``."""
+
+
+def check_fp8(args: Namespace) -> None:
+    """Refuse a run in FP8 that would fail, or fall back, in its first step.
+
+    Args:
+        args: Megatron's arguments.
+
+    Raises:
+        InputError: Naming what is missing and the cure.
+    """
+    if args.fp8 is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"--fp8-format {args.fp8} needs a GPU; this machine has none that torch sees"
+        )
+    check_shapes(args)
+    _check_engine(args)
+
+
+def _check_engine(args: Namespace) -> None:
+    """Version of Transformer Engine, and what it says of the chip."""
+    try:
+        from transformer_engine.pytorch.fp8 import FP8GlobalStateManager
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"--fp8-format {args.fp8} needs Transformer Engine ({reason}); install "
+            '"transformer-engine[pytorch]" or use NVIDIA\'s PyTorch container'
+        ) from None
+    from megatron.core.utils import get_te_version, is_te_min_version
+
+    if args.fp8_recipe not in _RECIPES:
+        return
+    least = _RECIPES[args.fp8_recipe]
+    if not is_te_min_version(least):
+        raise InputError(
+            f"--fp8-recipe {args.fp8_recipe} needs Transformer Engine {least} or newer, not "
+            f"{get_te_version()}"
+        )
+    ask = {
+        "blockwise": FP8GlobalStateManager.is_fp8_block_scaling_available,
+        "mxfp8": FP8GlobalStateManager.is_mxfp8_available,
+    }.get(args.fp8_recipe, FP8GlobalStateManager.is_fp8_available)
+    supported, reason = ask()
+    if not supported:
+        raise InputError(
+            f"--fp8-recipe {args.fp8_recipe} does not run on this GPU ({reason}); blockwise suits "
+            "Hopper, mxfp8 Blackwell, delayed and tensorwise both and Ada"
+        )
+
+
+def check_shapes(args: Namespace) -> None:
+    """Refuse layers and shapes that FP8 has no kernels for, whatever machine this is.
+
+    Matrix products need multiples of 16, of 32 for the blocks of mxfp8.
+
+    Args:
+        args: Megatron's arguments, with ``--fp8-format``.
+
+    Raises:
+        InputError: Naming the argument, its value and the cure.
+    """
+    if args.transformer_impl != "transformer_engine":
+        raise InputError(
+            f"--fp8-format {args.fp8} needs --transformer-impl transformer_engine, not "
+            f"{args.transformer_impl}"
+        )
+    multiple = 32 if args.fp8_recipe == "mxfp8" else 16
+    tensor = args.tensor_model_parallel_size
+    shards = args.context_parallel_size * (tensor if args.sequence_parallel else 1)
+    shapes = {
+        "--seq-length x --micro-batch-size": args.seq_length * args.micro_batch_size / shards,
+        "--hidden-size": args.hidden_size / tensor,
+        "--ffn-hidden-size": args.ffn_hidden_size / tensor,
+    }
+    for name, size in shapes.items():
+        if size % multiple:
+            raise InputError(
+                f"{name} gives each rank {size:g}, and --fp8-recipe {args.fp8_recipe} needs a "
+                f"multiple of {multiple}: change it or the parallel sizes"
+            )

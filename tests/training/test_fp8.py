@@ -1,0 +1,93 @@
+"""A run in FP8 that could not train is refused at its start, with the reason."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from megatron.core import utils as megatron_utils
+from packaging.version import Version
+
+from megatron_sbp.errors import InputError
+from megatron_sbp.training.fp8 import check_fp8
+
+
+def arguments(**changes: Any) -> Any:
+    values = {
+        "fp8": "hybrid",
+        "fp8_recipe": "blockwise",
+        "transformer_impl": "transformer_engine",
+        "tensor_model_parallel_size": 2,
+        "context_parallel_size": 1,
+        "sequence_parallel": True,
+        "seq_length": 4096,
+        "micro_batch_size": 1,
+        "hidden_size": 3072,
+        "ffn_hidden_size": 8192,
+    }
+    return SimpleNamespace(**(values | changes))
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine with a Hopper GPU and Transformer Engine 2.3 says of itself."""
+    manager = SimpleNamespace(
+        is_fp8_available=lambda: (True, ""),
+        is_fp8_block_scaling_available=lambda: (True, ""),
+        is_mxfp8_available=lambda: (False, "needs compute capability 10.0"),
+    )
+    module: Any = ModuleType("transformer_engine.pytorch.fp8")
+    module.FP8GlobalStateManager = manager
+    for name in ("transformer_engine", "transformer_engine.pytorch"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch.fp8", module)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    version = Version("2.3.0")
+    monkeypatch.setattr(megatron_utils, "get_te_version", lambda: version)
+
+
+def test_what_can_run_is_let_through(hopper: None) -> None:
+    check_fp8(arguments())
+    check_fp8(arguments(fp8_recipe="delayed"))
+    check_fp8(arguments(fp8=None, transformer_impl="local", seq_length=17))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"transformer_impl": "local"}, "needs --transformer-impl transformer_engine, not local"),
+        (
+            {"fp8_recipe": "mxfp8"},
+            r"mxfp8 does not run on this GPU \(needs compute capability 10.0",
+        ),
+        (
+            {"seq_length": 4104, "context_parallel_size": 2},
+            "gives each rank 1026, .* multiple of 16",
+        ),
+        ({"ffn_hidden_size": 8200}, "--ffn-hidden-size gives each rank 4100"),
+    ],
+)
+def test_what_cannot_is_named(hopper: None, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_fp8(arguments(**changes))
+
+
+def test_an_old_transformer_engine_is_named(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = Version("2.2.1")
+    monkeypatch.setattr(megatron_utils, "get_te_version", lambda: old)
+    with pytest.raises(InputError, match=r"blockwise needs Transformer Engine 2.3 .*, not 2.2.1"):
+        check_fp8(arguments())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_machine_without_a_gpu_is_named() -> None:
+    with pytest.raises(InputError, match="--fp8-format hybrid needs a GPU"):
+        check_fp8(arguments())
+
+
+def test_a_missing_transformer_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "transformer_engine", None)
+    with pytest.raises(InputError, match=r"needs Transformer Engine .*; install"):
+        check_fp8(arguments())
