@@ -119,7 +119,7 @@ def build_pairs(prefix: Path, store: Path, options: Options, **changes: Any) -> 
         BlendedMegatronDatasetBuilder,
     )
 
-    from megatron_sbp.training.paired_dataset import (
+    from megatron_sbp.training.pairs.dataset import (
         PairedDocumentDataset,
         PairedDocumentDatasetConfig,
     )
@@ -206,7 +206,7 @@ def _memory() -> int:
 
 def measure_index(directory: Path, options: Options) -> None:
     """Index random pairs and print what that took and brought."""
-    from megatron_sbp.training import paired_dataset  # noqa: F401  (imports are not timed)
+    from megatron_sbp.training.pairs import dataset
 
     documents = max(2, options.pairs // options.per_document)
     lengths = make_lengths(documents, options.median, options.sigma, options.seed)

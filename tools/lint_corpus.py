@@ -8,7 +8,7 @@ import sys
 
 from megatron_sbp import cli
 from megatron_sbp.errors import InputError
-from megatron_sbp.training.lint import Finding, LintOptions, lint, split_arguments
+from megatron_sbp.training.lint.check import Finding, LintOptions, lint, split_arguments
 
 
 def main() -> None:

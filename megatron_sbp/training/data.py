@@ -18,7 +18,7 @@ from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import FILENAME
 from megatron_sbp.training.batch import is_packed
 from megatron_sbp.training.ledger import check_synthetic_once, ledger
-from megatron_sbp.training.paired_dataset import (
+from megatron_sbp.training.pairs.dataset import (
     PairedDocumentDataset,
     PairedDocumentDatasetConfig,
 )

@@ -8,7 +8,7 @@ from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.gpt_dataset import GPTDataset
 
 from megatron_sbp.errors import InputError
-from megatron_sbp.training.paired_dataset import PairedDocumentDataset
+from megatron_sbp.training.pairs.dataset import PairedDocumentDataset
 
 
 def check_synthetic_once(dataset: Any, synthetic: Sequence[str]) -> None:

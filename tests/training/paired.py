@@ -11,7 +11,7 @@ import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 
 from megatron_sbp.corpus.documents import Corpus
-from megatron_sbp.training.paired_dataset import (
+from megatron_sbp.training.pairs.dataset import (
     PairedDocumentDataset,
     PairedDocumentDatasetConfig,
 )

@@ -20,8 +20,8 @@ from megatron.training.global_vars import unset_global_variables
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.indexed import IndexedWriter
 from megatron_sbp.training.data import gpt_config
-from megatron_sbp.training.lint import Finding, LintOptions, lint, split_arguments
-from megatron_sbp.training.lint_arguments import check_arguments, check_tokenizer, parse
+from megatron_sbp.training.lint.arguments import check_arguments, check_tokenizer, parse
+from megatron_sbp.training.lint.check import Finding, LintOptions, lint, split_arguments
 from tests.conftest import ROOT, write_pairs
 from tests.training.runs import SMALL, data
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from megatron_sbp.training.pair_config import PairedDocumentDatasetConfig, Segment
+from megatron_sbp.training.pairs.config import PairedDocumentDatasetConfig, Segment
 
 
 class RowWriter:

@@ -15,8 +15,8 @@ from megatron.core.datasets.blended_dataset import BlendedDataset
 
 from megatron_sbp.training.data import DatasetsProvider
 from megatron_sbp.training.ledger import ledger
-from megatron_sbp.training.lint import Finding, LintOptions
-from megatron_sbp.training.lint_arguments import training_rows
+from megatron_sbp.training.lint.arguments import training_rows
+from megatron_sbp.training.lint.check import Finding, LintOptions
 
 
 @contextmanager

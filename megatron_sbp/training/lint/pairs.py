@@ -11,11 +11,11 @@ from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import fingerprint
 from megatron_sbp.mining.pairs import PairStore
 from megatron_sbp.training.data import paired_config
-from megatron_sbp.training.lint import Check, Finding
-from megatron_sbp.training.lint_arguments import Run, spelled
-from megatron_sbp.training.lint_data import sources
-from megatron_sbp.training.pair_config import PairedDocumentDatasetConfig
-from megatron_sbp.training.split_documents import SplitDocuments, find_prefix
+from megatron_sbp.training.lint.arguments import Run, spelled
+from megatron_sbp.training.lint.check import Check, Finding
+from megatron_sbp.training.lint.data import sources
+from megatron_sbp.training.pairs.config import PairedDocumentDatasetConfig
+from megatron_sbp.training.pairs.documents import SplitDocuments, find_prefix
 
 _ROWS = 1 << 22  # Rows looked at at a time: tens of megabytes.
 

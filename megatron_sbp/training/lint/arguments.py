@@ -17,7 +17,7 @@ from megatron.training import global_vars
 from megatron_sbp.errors import InputError
 from megatron_sbp.training.arguments import add_sbp_arguments, validate_and_complete
 from megatron_sbp.training.fp8 import check_shapes
-from megatron_sbp.training.lint import Check, Finding
+from megatron_sbp.training.lint.check import Check, Finding
 
 # Of the chip that the run would find. From Blackwell (10) on, Megatron asks for no variables of the
 # environment, which here is not that of the run.

@@ -24,12 +24,12 @@ from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.datasets.utils import Split
 
 from megatron_sbp.errors import InputError
-from megatron_sbp.training import pair_index
-from megatron_sbp.training.pair_config import PairedDocumentDatasetConfig, Segment
-from megatron_sbp.training.pair_index import Entries, PairIndex
-from megatron_sbp.training.rows import RowWriter, scalar
-from megatron_sbp.training.shuffle import Permutation
-from megatron_sbp.training.split_documents import PairedPrefix, SplitDocuments, find_prefix
+from megatron_sbp.training.pairs import index as pair_index
+from megatron_sbp.training.pairs.config import PairedDocumentDatasetConfig, Segment
+from megatron_sbp.training.pairs.documents import PairedPrefix, SplitDocuments, find_prefix
+from megatron_sbp.training.pairs.index import Entries, PairIndex
+from megatron_sbp.training.pairs.rows import RowWriter, scalar
+from megatron_sbp.training.pairs.shuffle import Permutation
 
 _KEY = """pairs_fingerprints before between after eod pad direction packing overflow truncate_d1
 d1_share min_d2 multiple blend blend_per_split""".split()

@@ -1,7 +1,7 @@
 """Whether a training run would fail on its arguments or its data, told before it starts.
 
 This module has the options, the order of the checks and the form of what they find; the checks
-themselves are in ``lint_arguments``, ``lint_data`` and ``lint_pairs``, the rows in ``preview``.
+themselves are in ``arguments``, ``data`` and ``pairs``, the rows in ``preview``.
 They import Megatron, so they are imported when the options are known to be right.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from megatron_sbp.errors import InputError
 
 if TYPE_CHECKING:
-    from megatron_sbp.training.lint_arguments import Run
+    from megatron_sbp.training.lint.arguments import Run
 
 type Status = Literal["ok", "warning", "error"]
 type Check = Callable[[], Iterable["Finding"]]
@@ -106,14 +106,15 @@ def lint(options: LintOptions, arguments: Sequence[str]) -> Iterator[Finding | s
         InputError: If the arguments cannot be parsed.
     """
     with _quiet():
-        from megatron_sbp.training import lint_arguments, lint_data, lint_pairs
+        from megatron_sbp.training.lint import arguments as given
+        from megatron_sbp.training.lint import data, pairs
     run = _parsed(arguments, options.lint_world_size)
     color = options.color
     sound = True
     for name, check in chain(
-        lint_arguments.checks(run),
-        lint_data.checks(run, options.lint_documents),
-        lint_pairs.checks(run),
+        given.checks(run),
+        data.checks(run, options.lint_documents),
+        pairs.checks(run),
     ):
         for finding in _findings(name, check):
             sound = sound and finding.status != "error"
@@ -124,7 +125,7 @@ def lint(options: LintOptions, arguments: Sequence[str]) -> Iterator[Finding | s
 
 def _parsed(arguments: Sequence[str], world_size: int) -> "Run":
     """Parse the run's arguments with Megatron's parser, as the run does."""
-    from megatron_sbp.training.lint_arguments import parse
+    from megatron_sbp.training.lint.arguments import parse
 
     with _quiet() as said:
         try:
@@ -157,7 +158,7 @@ def _last_line(said: io.StringIO) -> str:
 
 def _preview(run: "Run", options: LintOptions, color: bool) -> Iterator[Finding | str]:
     """Build the datasets as the run does, and show the first rows of the training set."""
-    from megatron_sbp.training import preview
+    from megatron_sbp.training.lint import preview
 
     lines: list[str] = []
 

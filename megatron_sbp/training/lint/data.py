@@ -19,8 +19,8 @@ from megatron_sbp.corpus.tokenizer import FILENAME as TOKENIZER
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import FILENAME as MANIFEST
 from megatron_sbp.training.data import data_paths, gpt_config
-from megatron_sbp.training.lint import Check, Finding
-from megatron_sbp.training.lint_arguments import Run, training_rows
+from megatron_sbp.training.lint.arguments import Run, training_rows
+from megatron_sbp.training.lint.check import Check, Finding
 
 _MAX_DOCUMENTS = 2**31 - 1  # Megatron keeps document numbers in int32 (its issue 1056).
 _LENGTHS = 1 << 22  # Lengths looked at at a time: tens of megabytes.

@@ -21,11 +21,11 @@ from numpy.lib.format import open_memmap
 from numpy.typing import DTypeLike
 
 from megatron_sbp.manifest import atomic_write
-from megatron_sbp.training.controls import choose_controls
-from megatron_sbp.training.packing import Layout, best_fit
-from megatron_sbp.training.pair_config import PairedDocumentDatasetConfig, Room
-from megatron_sbp.training.shuffle import Permutation, mix
-from megatron_sbp.training.split_documents import PairedPrefix, SplitDocuments
+from megatron_sbp.training.pairs.config import PairedDocumentDatasetConfig, Room
+from megatron_sbp.training.pairs.controls import choose_controls
+from megatron_sbp.training.pairs.documents import PairedPrefix, SplitDocuments
+from megatron_sbp.training.pairs.packing import Layout, best_fit
+from megatron_sbp.training.pairs.shuffle import Permutation, mix
 
 FORMAT = 1
 """Number that changes when the same inputs give other rows, so that no older index is used."""

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_sbp.training.packing import Layout, best_fit
-from megatron_sbp.training.shuffle import Permutation
+from megatron_sbp.training.pairs.packing import Layout, best_fit
+from megatron_sbp.training.pairs.shuffle import Permutation
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=120)
 

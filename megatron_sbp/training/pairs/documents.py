@@ -14,7 +14,7 @@ from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.indexed import idx_path
 from megatron_sbp.errors import InputError
 from megatron_sbp.mining.pairs import PairStore
-from megatron_sbp.training.pair_config import PairedDocumentDatasetConfig
+from megatron_sbp.training.pairs.config import PairedDocumentDatasetConfig
 
 _SAMPLE = 1024  # Documents of a prefix that are looked at for how they end.
 

@@ -16,10 +16,10 @@ from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.indexed import IndexedWriter
 from megatron_sbp.errors import InputError
 from megatron_sbp.mining.pairs import PairStore
-from megatron_sbp.training import pair_index
-from megatron_sbp.training.controls import choose_controls
 from megatron_sbp.training.ledger import ledger
-from megatron_sbp.training.split_documents import find_prefix
+from megatron_sbp.training.pairs import index as pair_index
+from megatron_sbp.training.pairs.controls import choose_controls
+from megatron_sbp.training.pairs.documents import find_prefix
 from tests.conftest import write_pairs
 from tests.training.paired import (
     EOD,
