@@ -13,8 +13,8 @@ What is mapped, and how:
 * ``torch.cuda``: one device, streams and events that do nothing, memory statistics of zero, the
   CPU's random state;
 * Megatron: no CUDA assertion at start, no torch.compile of small fused functions, no ``make`` of
-  the dataset helpers, which the wheel ships compiled, and a distributed optimizer that loads
-  checkpoints without Transformer Engine.
+  the dataset helpers, which the wheel ships compiled; a distributed optimizer that loads
+  checkpoints without Transformer Engine; a faster rotary embedding of packed rows.
 """
 
 import contextlib
@@ -175,9 +175,10 @@ def _map_megatron() -> None:
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     skip_shipped_helpers(dataset_utils)
 
-    from megatron_sbp.training import optimizer_loading
+    from megatron_sbp.training import optimizer_loading, rotary
 
     optimizer_loading.mend()
+    rotary.install()
 
     from megatron.training import training
 
