@@ -72,15 +72,18 @@ class Products:
         exact = rows.float()
         if self.precision == "int8":
             exact = self._turned(exact)
-            scale = max(float(exact.abs().max()) / _LEVELS, 1e-30)
-            coded = (exact / scale).round_().to(torch.int8)
-            extra = self._rounding
+            low, high = exact.aminmax()
+            scale = max(float(high), -float(low), 1e-30 * _LEVELS) / _LEVELS
+            steps = (exact / scale).round_()
+            coded, extra = steps.to(torch.int8), self._rounding
         else:
             scale, extra = 1.0, 0.0
             coded = exact.to(torch.bfloat16 if self.precision == "bf16" else torch.float32)
+            steps = coded
         error = 0.0  # float32 holds float16 numbers as they are.
         if self.precision != "fp32":
-            error = float((exact - coded * scale).norm(dim=1).max()) * (1 + 1e-5) + extra
+            left = exact.sub_(steps, alpha=scale)
+            error = float(left.norm(dim=1).max()) * (1 + 1e-5) + extra
         # Integer products on CUDA need rows of a multiple of 16.
         width = self._dimensions if self.precision != "int8" else _padded(self._dimensions, 16)
         return Coded(_pad(coded, width), len(rows), scale, error)

@@ -3,10 +3,12 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.manifest import Manifest
+from tests.conftest import run_command
 from tests.training.runs import data, pretrain, series
 
 STEPS = 20
@@ -89,6 +91,27 @@ def test_an_interrupted_run_continues_bit_for_bit(
     assert not (box / "manifest.json").exists()
     tune(box)
     assert series(box, "synthesis loss") == series(whole, "synthesis loss")
+
+
+def test_random_pairs_train_with_the_same_command(
+    start: Path, words_corpus: Corpus, words_pairs: Path, tmp_path: Path
+) -> None:
+    shards = tmp_path / "embeddings"
+    shards.mkdir()
+    vectors = np.random.default_rng(0).normal(size=(len(words_corpus), 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.save(shards / "embeddings-00000-of-00001.npy", vectors.astype(np.float16))
+    control = tmp_path / "control"
+    prefixes = map(str, words_corpus.prefixes)
+    mined = run_command(
+        *("tools/mine_pairs.py", "--embeddings", shards, "--corpus", *prefixes),
+        *("--output", control, "--control", "random", "--pairs", words_pairs),
+    )
+    assert mined.returncode == 0, mined.stderr
+    box = tmp_path / "run"
+    run = pretrain(*_from(start, box, words_corpus), *synthesis(control))
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert len(series(box, "synthesis loss")) == STEPS
 
 
 def test_a_checkpoint_of_another_layout_gives_the_same_losses(
