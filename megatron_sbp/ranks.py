@@ -5,12 +5,15 @@ every step that ranks do apart ends in ``together``, where they tell each other 
 between its pieces a rank looks whether another one has failed (``check``).
 """
 
+import fcntl
 import os
 import platform
 import sys
+import termios
 import time
 import traceback
 import warnings
+from array import array
 from collections.abc import Callable
 from fractions import Fraction
 from types import TracebackType
@@ -239,7 +242,21 @@ class Ranks:
         if self._communicator and isinstance(error, Exception) and kind is not InputError:
             traceback.print_exception(error)
             sys.stderr.flush()
+            _wait_for_reader()
             self._communicator.Abort(1)
+
+
+def _wait_for_reader() -> None:
+    """Give a launcher a second to read the pipe of errors: aborting drops what is left in it."""
+    unread = array("i", [0])
+    for _ in range(100):
+        try:
+            fcntl.ioctl(2, termios.FIONREAD, unread)
+        except OSError:  # not a pipe
+            return
+        if not unread[0]:
+            return
+        time.sleep(0.01)
 
 
 def _threads() -> int | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,3 +61,9 @@ def series(directory: Path, metric: str) -> dict[int, float]:
     """A metric of a run by iteration, read from the lines of metrics.jsonl."""
     lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
     return {line["iteration"]: line["value"] for line in lines if line["metric"] == metric}
+
+
+def printed(output: str, metric: str) -> dict[int, float]:
+    """A metric by iteration, from the lines that Megatron prints: seven digits of each value."""
+    found = re.findall(rf"iteration +(\d+)/ .*?\| {metric}: (\S+)", output)
+    return {int(iteration): float(value) for iteration, value in found}

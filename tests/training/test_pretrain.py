@@ -102,11 +102,10 @@ def test_random_pairs_train_with_the_same_command(
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     np.save(shards / "embeddings-00000-of-00001.npy", vectors.astype(np.float16))
     control = tmp_path / "control"
-    prefixes = map(str, words_corpus.prefixes)
-    mined = run_command(
-        *("tools/mine_pairs.py", "--embeddings", shards, "--corpus", *prefixes),
-        *("--output", control, "--control", "random", "--pairs", words_pairs),
-    )
+    command: list[str | Path] = ["tools/mine_pairs.py", "--control", "random"]
+    command += ["--corpus", *words_corpus.prefixes, "--embeddings", shards]
+    command += ["--pairs", words_pairs, "--output", control]
+    mined = run_command(*command)
     assert mined.returncode == 0, mined.stderr
     box = tmp_path / "run"
     run = pretrain(*_from(start, box, words_corpus), *synthesis(control))
