@@ -1,4 +1,4 @@
-.PHONY: setup quickstart smoke test clean
+.PHONY: setup quickstart smoke test test-core016 clean
 
 setup:
 	@sh tools/bootstrap.sh
@@ -14,5 +14,10 @@ smoke: setup
 test: setup
 	.venv/bin/python -m pytest
 
+# The paired-document dataset on the dataset layer of megatron-core 0.16.1
+test-core016: setup
+	.venv/bin/python -m pip install --quiet --no-deps --upgrade --target .core016 megatron-core==0.16.1
+	PYTHONPATH=.core016 .venv/bin/python -m pytest tests/corpus/test_template.py tests/training/test_pairs_*.py
+
 clean:
-	rm -rf .venv .uv build *.egg-info quickstart quickstart-smoke
+	rm -rf .venv .uv .core016 build *.egg-info quickstart quickstart-smoke

@@ -25,7 +25,7 @@ import numpy as np
 
 from megatron_sbp import cli
 from megatron_sbp.corpus.documents import Corpus
-from megatron_sbp.corpus.indexed import IndexedWriter, _write_index, bin_path
+from megatron_sbp.corpus.indexed import IndexedWriter, bin_path, write_index
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
 from megatron_sbp.mining.pairs import COLUMNS
@@ -102,7 +102,7 @@ def make_corpus(prefix: Path, lengths: np.ndarray, *, tokens: int | None) -> Cor
         tokens: Seed of random tokens; None for a sparse file of end-of-documents.
     """
     if tokens is None:
-        _write_index(prefix, lengths, np.dtype(np.uint16))
+        write_index(prefix, lengths, np.dtype(np.uint16))
         with open(bin_path(prefix), "wb") as file:
             file.truncate(2 * int(lengths.sum(dtype=np.int64)))
         return Corpus([prefix])

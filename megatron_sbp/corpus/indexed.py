@@ -231,10 +231,10 @@ class IndexedWriter:
     ) -> None:
         self._file.close()
         if error is None:
-            _write_index(self.prefix, self.lengths, self.dtype)
+            write_index(self.prefix, self.lengths, self.dtype)
 
 
-def _write_index(prefix: Path, lengths: np.ndarray, dtype: np.dtype[Any]) -> None:
+def write_index(prefix: Path, lengths: np.ndarray, dtype: np.dtype[Any]) -> None:
     """Write the ``.idx`` for documents of the given lengths (int32 [n])."""
     n = len(lengths)
     with open(idx_path(prefix), "wb") as file:

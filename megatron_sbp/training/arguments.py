@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from megatron_sbp.errors import InputError
 from megatron_sbp.training.fp8 import check_fp8
@@ -142,8 +142,3 @@ def _source_names(args: Namespace) -> list[str]:
     paths = [] if blend is None else blend[0]
     names = [Path(path).name for path in paths]
     return names if len(set(names)) == len(names) else list(paths)
-
-
-def separator_ids(tokenizer: Any, separator: str) -> tuple[int, ...]:
-    """Token ids of the separator, which may be a special token or any string."""
-    return tuple(tokenizer.tokenize(separator))
