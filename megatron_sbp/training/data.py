@@ -169,11 +169,16 @@ def paired_config(args: Namespace) -> PairedDocumentDatasetConfig:
     )
 
 
-def _token(tokenizer: Any, name: str, default: int) -> int:
-    """A special token's id, or ``default`` where the tokenizer has none."""
+def special_token(tokenizer: Any, name: str) -> int | None:
+    """A special token's id, None where Megatron's tokenizer has none."""
     try:
         token = getattr(tokenizer, name)
-    except (AttributeError, NotImplementedError):
-        return default
+    except (AttributeError, NotImplementedError):  # how Megatron's tokenizers say so
+        return None
     # Megatron's NullTokenizer says -1.
-    return default if token is None or token < 0 else int(token)
+    return None if token is None or token < 0 else int(token)
+
+
+def _token(tokenizer: Any, name: str, default: int) -> int:
+    token = special_token(tokenizer, name)
+    return default if token is None else token

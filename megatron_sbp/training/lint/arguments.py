@@ -16,6 +16,7 @@ from megatron.training import global_vars
 
 from megatron_sbp.errors import InputError
 from megatron_sbp.training.arguments import add_sbp_arguments, validate_and_complete
+from megatron_sbp.training.data import special_token
 from megatron_sbp.training.fp8 import check_shapes
 from megatron_sbp.training.lint.check import Check, Finding
 
@@ -166,7 +167,7 @@ def check_tokenizer(args: Namespace) -> Iterator[Finding]:
     """Load the tokenizer as the run does, and say what its special tokens are."""
     global_vars.set_args(args)
     tokenizer = global_vars.rebuild_tokenizer(args)
-    found = {name: special(tokenizer, name) for name in ("bos", "eod", "pad")}
+    found = {name: special_token(tokenizer, name) for name in ("bos", "eod", "pad")}
     named = ", ".join(
         f"{name} {number} {spelled(tokenizer, [number])}"
         for name, number in found.items()
@@ -203,15 +204,6 @@ def _check_pair_tokens(
         yield Finding("warning", "tokenizer", text)
     else:
         yield Finding("ok", "tokenizer", f"{shown} is token {separator[0]}")
-
-
-def special(tokenizer: Any, name: str) -> int | None:
-    """A special token's id, None where the tokenizer has none."""
-    try:
-        token = getattr(tokenizer, name)
-    except (AttributeError, NotImplementedError):
-        return None
-    return None if token is None else int(token)
 
 
 def spelled(tokenizer: Any, tokens: Sequence[int]) -> str:
