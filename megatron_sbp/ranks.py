@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from megatron_sbp import gloo
+from megatron_sbp import torchrun
 from megatron_sbp.errors import InputError, require
 
 # What launchers tell their processes about how many they started: MPICH, Intel MPI and PMI-2;
@@ -42,7 +42,7 @@ class Ranks:
     Used as a context: an error that nobody expected is printed and aborts all ranks.
 
     Args:
-        communicator: Of mpi4py or ``gloo.Communicator``; None for one process by itself.
+        communicator: Of mpi4py or ``torchrun.Communicator``; None for one process by itself.
     """
 
     def __init__(self, communicator: Any = None):
@@ -71,8 +71,8 @@ class Ranks:
             InputError: If MPI's world is not of the size that the launcher says. With an MPI that
                 is not the launcher's every process is a world of its own, and would mine it all.
         """
-        if gloo.launched():  # before MPI's, as a Slurm job may have started torchrun
-            return cls(gloo.Communicator() if int(os.environ["WORLD_SIZE"]) > 1 else None)
+        if torchrun.launched():  # before MPI's, as a Slurm job may have started torchrun
+            return cls(torchrun.Communicator() if int(os.environ["WORLD_SIZE"]) > 1 else None)
         variable = next((name for name in _LAUNCHERS if name in os.environ), None)
         launched = int(os.environ[variable]) if variable else 1
         if launched == 1:
@@ -263,7 +263,7 @@ def _threads() -> int | None:
     """What OMP_NUM_THREADS says."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     # torchrun sets 1 where the user set nothing, and warns that this should be tuned.
-    if not given.isdecimal() or (gloo.launched() and given == "1"):
+    if not given.isdecimal() or (torchrun.launched() and given == "1"):
         return None
     return max(1, int(given))
 

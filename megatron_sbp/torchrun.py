@@ -1,15 +1,15 @@
 """The processes of torchrun, with the methods of an mpi4py communicator that Ranks uses."""
 
-import atexit
 import os
+import pickle
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 
-# Ranks wait for the slowest one, and that may take days. A rank that dies is torchrun's to notice:
-# it ends all the others.
-_TIMEOUT = timedelta(days=365)
+# Ranks wait for the slowest one, and that may take days; torch keeps milliseconds in 32 bits. A
+# rank that dies is torchrun's to notice: it ends all the others.
+_TIMEOUT = timedelta(days=20)
 
 
 def launched() -> bool:
@@ -18,55 +18,51 @@ def launched() -> bool:
 
 
 class Communicator:
-    """All processes of a torchrun job, through torch.distributed with gloo.
+    """All processes of a torchrun job, through the store that torchrun keeps for them.
 
-    Messages have no content: one is a number in the job's store that counts what a rank has been
-    told and not yet taken note of. ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT``
-    say who is there, as for every torch program.
+    Everything goes through the store, and no process group is made: gloo's has threads of its own,
+    and one that lets go of a Python object while the interpreter ends aborts the process. Values
+    are kept until every process has read them. A message has no content: it is a number in the
+    store that counts what a rank has been told and not yet taken note of.
+
+    ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` say who is there, as for every
+    torch program.
     """
 
     def __init__(self) -> None:
         from torch import distributed
 
-        self._distributed = distributed
-        self._store, rank, size = next(distributed.rendezvous("env://"))
-        distributed.init_process_group(
-            "gloo",
-            store=distributed.PrefixStore("ranks", self._store),
-            rank=rank,
-            world_size=size,
-            timeout=_TIMEOUT,
-        )
-        # A group that is still there when the interpreter goes aborts the process now and then:
-        # its threads let go of Python objects.
-        atexit.register(distributed.destroy_process_group)
+        store, self._rank, self._size = next(distributed.rendezvous("env://"))
+        self._store = distributed.PrefixStore("ranks", store)
+        self._gathered = 0
 
     def Get_rank(self) -> int:
         """Number of this process."""
-        return self._distributed.get_rank()
+        return self._rank
 
     def Get_size(self) -> int:
         """Number of processes."""
-        return self._distributed.get_world_size()
+        return self._size
 
     def allgather(self, value: Any) -> list[Any]:
         """Every process's value (pickled), by rank."""
-        values = [None] * self.Get_size()
-        self._distributed.all_gather_object(values, value)
+        self._gathered += 1
+        keys = [f"value {self._gathered} {rank}" for rank in range(self._size)]
+        self._store.set(keys[self._rank], pickle.dumps(value))
+        self._store.wait(keys, _TIMEOUT)
+        values = [pickle.loads(self._store.get(key)) for key in keys]
+        if self._store.add(f"read {self._gathered}", 1) == self._size:
+            for key in (*keys, f"read {self._gathered}"):
+                self._store.delete_key(key)
         return values
 
     def bcast(self, value: Any) -> Any:
         """The value (pickled) of process 0."""
-        values = [value]
-        self._distributed.broadcast_object_list(values, src=0)
-        return values[0]
+        return self.allgather(value if self._rank == 0 else None)[0]
 
     def Allreduce(self, values: np.ndarray, sums: np.ndarray) -> None:
-        """Put the sum of every process's array (float64) into ``sums``."""
-        import torch
-
-        sums[...] = values
-        self._distributed.all_reduce(torch.from_numpy(sums))
+        """Put the sum of every process's array into ``sums``."""
+        np.sum(self.allgather(values), axis=0, out=sums)
 
     def isend(self, value: None, dest: int, tag: int) -> "_Sent":
         """Tell another process."""
