@@ -20,6 +20,7 @@ from megatron_sbp.errors import InputError
 from megatron_sbp.mining.centroids import suitable
 from megatron_sbp.mining.layout import Layout, parse_bytes
 from megatron_sbp.mining.options import MOST_OVERLAP, MOST_PROBES
+from megatron_sbp.mining.products import grid
 
 RATES = Path(__file__).with_name("planning_rates.json")
 """Machine kind -> ``Fitted``."""
@@ -148,7 +149,7 @@ def exact_work(layout: Layout, ranks: int, candidates: float) -> Work:
         products=2 * dimensions * compared,
         tests=compared,
         numbers=rows * dimensions,
-        coding=2 * rows * dimensions**2,
+        coding=2 * rows * dimensions * sum(grid(dimensions)),
         candidates=candidates,
         units=blocks * (blocks + 1) // 2,
     )
@@ -194,7 +195,7 @@ def cluster_work(
         tests=compared + sampled,
         # Every row is read for the sample and to be placed, too, but is coded only to be joined.
         numbers=(joined + training + 2 * documents) * dimensions,
-        coding=2 * joined * dimensions**2,
+        coding=2 * joined * dimensions * sum(grid(dimensions)),
         candidates=candidates,
         clusters=clusters,
         units=min(clusters, max(_UNITS[0], min(_UNITS[1], round(compared / _COMPARED_IN_UNIT)))),

@@ -91,9 +91,9 @@ class Products:
     def _turned(self, rows: "torch.Tensor") -> "torch.Tensor":
         """Rows [n, d] after the rotation."""
         signs, outer, inner = self._rotation
-        grid = (len(rows), len(outer), len(inner))
+        shape = (len(rows), len(outer), len(inner))
         turned = (rows * signs).view(-1, len(inner)) @ inner
-        turned = turned.view(grid).transpose(1, 2).reshape(-1, len(outer)) @ outer
+        turned = turned.view(shape).transpose(1, 2).reshape(-1, len(outer)) @ outer
         return turned.view(rows.shape)
 
     @cached_property
@@ -105,11 +105,9 @@ class Products:
         """
         import torch
 
-        size = self._dimensions
-        side = max(number for number in range(1, math.isqrt(size) + 1) if size % number == 0)
         draw = torch.Generator().manual_seed(0)
-        signs = 2.0 * torch.randint(2, (size,), generator=draw) - 1
-        parts = (signs, _cosines(side).float(), _cosines(size // side).float())
+        signs = 2.0 * torch.randint(2, (self._dimensions,), generator=draw) - 1
+        parts = (signs, *(_cosines(side).float() for side in grid(self._dimensions)))
         return tuple(part.to(self.device) for part in parts)
 
     @cached_property
@@ -211,6 +209,13 @@ def _pad(rows: "torch.Tensor", width: int) -> "torch.Tensor":
     padded = rows.new_zeros((_padded(len(rows)), width))
     padded[: len(rows), : rows.shape[1]] = rows
     return padded
+
+
+def grid(dimensions: int) -> tuple[int, int]:
+    """The sides a and b, as alike as can be, of a grid with a b = d that rows are coded along."""
+    root = math.isqrt(dimensions)
+    side = next(number for number in range(root, 0, -1) if dimensions % number == 0)
+    return side, dimensions // side
 
 
 def _cosines(size: int) -> "torch.Tensor":
