@@ -4,9 +4,9 @@
 
 Jobs are measured one at a time, each in processes of its own with one thread per rank. Non-negative
 least squares over all of them give the seconds for one of each kind of work that
-megatron_sbp/planning.py counts; errors are relative, so that small jobs count like large ones. DIR
-gets measurements.json, from which an interrupted run continues, rates.json and scaling.svg;
---publish writes the rates to where the planner reads them, and the figure to docs/.
+megatron_sbp/planning/mining.py counts; errors are relative, so that small jobs count like large
+ones. DIR gets measurements.json, from which an interrupted run continues, rates.json and
+scaling.svg; --publish writes the rates to where the planner reads them, and the figure to docs/.
 """
 
 import json
@@ -26,7 +26,7 @@ from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import atomic_write
 from megatron_sbp.mining import centroids
 from megatron_sbp.mining.layout import Layout, parse_bytes
-from megatron_sbp.planning import (
+from megatron_sbp.planning.mining import (
     RATES,
     Fitted,
     Work,

@@ -1,11 +1,11 @@
 """What a run will cost before it is started; so far the mining of pairs.
 
-    python -m megatron_sbp.planning --documents 1.2e9 --dimensions 1024 --ranks 512
+    python -m megatron_sbp.planning.mining --documents 1.2e9 --dimensions 1024 --ranks 512
 
     a search -> Work, what is to be done, counted -> times Rates, seconds for one of each -> Cost
 
 The rates of CPUs are fitted to measurements by ``python -m benchmarks.scaling`` and lie in
-``planning_rates.json``; those of a GPU are what the hardware can do at most, see ``GPU``.
+``rates.json`` beside this file; those of a GPU are what the hardware can do at most, see ``GPU``.
 docs/scaling.md says what is assumed.
 """
 
@@ -22,7 +22,7 @@ from megatron_sbp.mining.layout import Layout, parse_bytes
 from megatron_sbp.mining.options import MOST_OVERLAP, MOST_PROBES
 from megatron_sbp.mining.products import grid
 
-RATES = Path(__file__).with_name("planning_rates.json")
+RATES = Path(__file__).with_name("rates.json")
 """Machine kind -> ``Fitted``."""
 
 _TRAINED = 64  # documents per centroid that k-means is trained on

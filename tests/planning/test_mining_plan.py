@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from benchmarks import scaling
-from megatron_sbp import planning
 from megatron_sbp.embedding.shards import Embeddings
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Stage
@@ -23,7 +22,8 @@ from megatron_sbp.mining.mine import mine
 from megatron_sbp.mining.options import MineOptions
 from megatron_sbp.mining.products import Products
 from megatron_sbp.mining.window import Window
-from megatron_sbp.planning import PlanOptions, Work
+from megatron_sbp.planning import mining as planning
+from megatron_sbp.planning.mining import PlanOptions, Work
 from megatron_sbp.ranks import Ranks
 from tests.conftest import run_command
 from tests.mining.vectors import clustered, write_shards
@@ -248,7 +248,7 @@ def test_rates_of_measured_cpus_are_found_and_shared_by_threads(
 
 def test_the_command_prints_one_screen() -> None:
     done = run_command(
-        *("-m", "megatron_sbp.planning", "--documents", "1.2e9"),
+        *("-m", "megatron_sbp.planning.mining", "--documents", "1.2e9"),
         *("--dimensions", "1024", "--ranks", "512"),
     )
     assert done.returncode == 0, done.stderr
@@ -257,7 +257,7 @@ def test_the_command_prints_one_screen() -> None:
 
 
 def test_bad_options_are_one_line() -> None:
-    done = run_command("-m", "megatron_sbp.planning", "--overlap", "3", "--probes", "2")
+    done = run_command("-m", "megatron_sbp.planning.mining", "--overlap", "3", "--probes", "2")
     assert done.returncode == 2
     assert (
         done.stderr.startswith("error: --overlap 3 --probes 2: ") and done.stderr.count("\n") == 1
