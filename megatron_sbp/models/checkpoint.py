@@ -1,4 +1,4 @@
-"""Reading a Megatron checkpoint without building the model: arguments and whole tensors.
+"""Reading a Megatron checkpoint without building the model: arguments and weights.
 
 Works without CUDA and without a process group, for any tensor and pipeline parallelism that the
 checkpoint was saved with: the ``torch_dist`` format stores global tensors.
@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_sbp.errors import InputError
 
-_LATEST = "latest_checkpointed_iteration.txt"
+LATEST = "latest_checkpointed_iteration.txt"
 _METADATA = ".metadata"
 # What is no weight of the model: optimizer and random states, and the empty states of layers.
 _OTHERS = ("optimizer.", "chained_", "rng_state", "rerun_state_machine")
@@ -23,7 +23,7 @@ _OTHERS = ("optimizer.", "chained_", "rng_state", "rerun_state_machine")
 
 def is_megatron(directory: str | Path) -> bool:
     """Whether a directory looks like one that Megatron saved to."""
-    return (Path(directory) / _LATEST).is_file() or (Path(directory) / _METADATA).is_file()
+    return (Path(directory) / LATEST).is_file() or (Path(directory) / _METADATA).is_file()
 
 
 class MegatronCheckpoint:
@@ -71,39 +71,63 @@ class MegatronCheckpoint:
         return {name: tuple(entry.size) for name, entry in self._entries.items()}
 
     @cached_property
-    def _entries(self) -> dict[str, Any]:
+    def _metadata(self) -> Any:
         from torch.distributed.checkpoint import FileSystemReader
-        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
         try:
-            metadata = FileSystemReader(self.directory).read_metadata()
+            return FileSystemReader(self.directory).read_metadata()
         except _torch_errors() as error:
             raise self._unreadable(_METADATA, error) from None
+
+    @cached_property
+    def _entries(self) -> dict[str, Any]:
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
         return {
             name: entry
-            for name, entry in metadata.state_dict_metadata.items()
+            for name, entry in self._metadata.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata) and not name.startswith(_OTHERS)
         }
 
-    def read(self) -> dict[str, Any]:
-        """Name -> tensor of every weight of the model, in the type it was saved in.
+    def dtype(self, name: str) -> Any:
+        """The type that a weight was saved in."""
+        return self._entries[name].properties.dtype
+
+    def read(self, name: str, layer: int | None = None) -> Any:
+        """A weight, in the type it was saved in.
+
+        Args:
+            name: One of ``shapes``.
+            layer: Of a weight that stacks all layers: the one to read, and no other.
 
         Raises:
             InputError: If a file is damaged.
         """
         import torch
-        from torch.distributed.checkpoint import FileSystemReader, load
+        from torch.distributed.checkpoint import LoadPlan
+        from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+        from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-        tensors = {
-            name: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in self._entries.items()
-        }
+        entry = self._entries[name]
+        offsets, sizes = torch.Size([0] * len(entry.size)), entry.size
+        if layer is not None:
+            offsets, sizes = torch.Size([layer, *offsets[1:]]), torch.Size([1, *sizes[1:]])
+        target = torch.empty(sizes, dtype=entry.properties.dtype)
+        wanted = ChunkStorageMetadata(offsets=offsets, sizes=sizes)
         try:
-            with _quiet():
-                load(tensors, storage_reader=FileSystemReader(self.directory), no_dist=True)
+            items = create_read_items_for_chunk_list(name, entry, [wanted])
+            self._reader.read_data(LoadPlan(items), _Target(target)).wait()
         except _torch_errors() as error:
-            raise self._unreadable("the weights", error) from None
-        return tensors
+            raise self._unreadable(name, error) from None
+        return target if layer is None else target[0]
+
+    @cached_property
+    def _reader(self) -> Any:
+        from torch.distributed.checkpoint import FileSystemReader
+
+        reader = FileSystemReader(self.directory)
+        reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+        return reader
 
     def _unreadable(self, what: str, error: BaseException) -> InputError:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -111,6 +135,27 @@ class MegatronCheckpoint:
             f"{self.directory}: cannot read {what} ({reason[:200]}); "
             "the checkpoint is damaged or not Megatron's, save it again"
         )
+
+
+class _Target:
+    """A tensor to read into; what torch's reader asks of its planner.
+
+    Args:
+        tensor: As large as all that is read.
+    """
+
+    def __init__(self, tensor: Any):
+        self._tensor = tensor
+
+    def resolve_tensor(self, item: Any) -> Any:
+        """The part of the tensor that an item of the plan fills."""
+        part = self._tensor
+        for axis, (start, length) in enumerate(zip(item.dest_offsets, item.lengths, strict=True)):
+            part = part.narrow(axis, start, length)
+        return part
+
+    def commit_tensor(self, item: Any, tensor: Any) -> None:
+        """Nothing: it has been read into its place."""
 
 
 def _torch_errors() -> tuple[type[BaseException], ...]:
@@ -138,17 +183,17 @@ def _newest(load: Path) -> Path:
     if (load / _METADATA).is_file():
         return load
     try:
-        latest = (load / _LATEST).read_text().strip()
+        latest = (load / LATEST).read_text().strip()
     except OSError as error:
         raise InputError(
-            f"{load / _LATEST}: {error.strerror}; give the directory that Megatron saved to"
+            f"{load / LATEST}: {error.strerror}; give the directory that Megatron saved to"
         ) from None
     if latest != "release" and not latest.isdecimal():
-        raise InputError(f"{load / _LATEST}: holds {latest!r}, not an iteration; save again")
+        raise InputError(f"{load / LATEST}: holds {latest!r}, not an iteration; save again")
     directory = load / (latest if latest == "release" else f"iter_{int(latest):07d}")
     if not directory.is_dir():
         raise InputError(
-            f"{directory}: no such directory, though {load / _LATEST} names it; "
+            f"{directory}: no such directory, though {load / LATEST} names it; "
             "write an iteration that is there into that file"
         )
     return directory

@@ -1,7 +1,7 @@
 """Megatron GPT checkpoint -> Hugging Face directory."""
 
 import json
-from argparse import Namespace
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,54 +11,11 @@ from megatron_sbp.corpus import tokenizer as tokenizers
 from megatron_sbp.corpus.tokenizer import Tokenizer
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest, Stage
+from megatron_sbp.models import layout, vocabulary
 from megatron_sbp.models.checkpoint import MegatronCheckpoint
+from megatron_sbp.models.huggingface import CONFIG, INDEX
 
-# What both layouts compute. Anything else in a checkpoint's arguments has no place in them.
-_SUPPORTED: dict[str, Any] = {
-    "position_embedding_type": "rope",
-    "rotary_percent": 1.0,
-    "rotary_interleaved": False,
-    "rotary_seq_len_interpolation_factor": None,
-    "use_rope_scaling": False,
-    "no_rope_freq": None,
-    "normalization": "RMSNorm",
-    "layernorm_zero_centered_gamma": False,
-    "apply_residual_connection_post_layernorm": False,
-    "swiglu": True,
-    "add_bias_linear": False,
-    "add_qkv_bias": False,
-    "attention_output_gate": False,
-    "qk_l2_norm": False,
-    "window_size": None,
-    "softmax_type": "vanilla",
-    "multi_latent_attention": False,
-    "experimental_attention_variant": None,
-    "linear_attention_freq": None,
-    "num_experts": None,
-    "mtp_num_layers": None,
-    "use_mup": False,
-}
-
-# Megatron's names within a layer -> Hugging Face's. The local layer spec saves its norms under the
-# names of Transformer Engine's fused layers; checkpoints with the unfused names exist too.
-_LAYER = {
-    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-    "input_layernorm.weight": "input_layernorm.weight",
-    "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
-    "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
-    "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
-    "mlp.linear_fc1.layer_norm_weight": "post_attention_layernorm.weight",
-    "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
-    "mlp.linear_fc2.weight": "mlp.down_proj.weight",
-}
-_QKV, _FC1 = "self_attention.linear_qkv.weight", "mlp.linear_fc1.weight"
-_TOP = {
-    "embedding.word_embeddings.weight": "model.embed_tokens.weight",
-    "decoder.final_layernorm.weight": "model.norm.weight",
-    "output_layer.weight": "lm_head.weight",
-}
-_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
-_LAYERS = "decoder.layers."
+_SHARD_SIZE = "5GB"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -71,6 +28,8 @@ class ExportOptions:
     """Directory to write."""
     tokenizer: str | None = field(default=None, metadata={"metavar": "DIR"})
     """Tokenizer of the model; by default the one that the checkpoint's arguments name."""
+    max_shard_size: str = _SHARD_SIZE
+    """Weights that need more bytes are written as several files of at most this."""
 
 
 def export(options: ExportOptions) -> Manifest:
@@ -84,12 +43,15 @@ def export(options: ExportOptions) -> Manifest:
     with Stage.open(
         options.output,
         "export",
-        options={"tokenizer": options.tokenizer},
+        options={"tokenizer": options.tokenizer, "max_shard_size": options.max_shard_size},
         inputs=checkpoint.files(),
     ) as stage:
         if not stage.complete:
             tokenizer = Tokenizer(options.tokenizer or tokenizer_directory(checkpoint))
-            stage.finish(counts=write_model(checkpoint, tokenizer, stage.workspace))
+            counts = write_model(
+                checkpoint, tokenizer, stage.workspace, max_shard_size=options.max_shard_size
+            )
+            stage.finish(counts=counts)
     return stage.manifest
 
 
@@ -109,11 +71,22 @@ def tokenizer_directory(checkpoint: MegatronCheckpoint) -> Path:
 
 
 def write_model(
-    checkpoint: MegatronCheckpoint, tokenizer: Tokenizer, directory: Path
+    checkpoint: MegatronCheckpoint,
+    tokenizer: Tokenizer,
+    directory: Path,
+    *,
+    max_shard_size: str = _SHARD_SIZE,
 ) -> dict[str, Any]:
     """Write configuration, weights and tokenizer into a directory.
 
-    Rows of the embedding that only pad the vocabulary are left out.
+    Rows of the embedding that only pad the vocabulary are left out. One file of weights is in
+    memory at a time.
+
+    Args:
+        checkpoint: The model.
+        tokenizer: Its tokenizer.
+        directory: Is made if need be.
+        max_shard_size: Most bytes of a file, as "500MB" or "5GB".
 
     Returns:
         What was written, for a manifest.
@@ -121,138 +94,107 @@ def write_model(
     Raises:
         InputError: As ``export``.
     """
-    from safetensors.torch import save_file
-
-    check_architecture(checkpoint)
-    check_vocabulary(checkpoint, tokenizer)
-    weights = dict(_convert(checkpoint, tokenizer.vocab_size))
-    config = _config(checkpoint.args, tokenizer)
-    config["torch_dtype"] = str(weights["model.norm.weight"].dtype).removeprefix("torch.")
+    args = checkpoint.args
+    layout.check_architecture(args, checkpoint.directory)
+    vocabulary.check_size(checkpoint, tokenizer)
+    rows = max(getattr(args, "vocab_size", None) or 0, tokenizer.vocab_size)
+    places = list(_places(checkpoint, rows))
+    config = layout.to_config(args) | {
+        "vocab_size": rows,
+        "torch_dtype": str(checkpoint.dtype(layout.FINAL_NORM)).removeprefix("torch."),
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": tokenizer.eod,
+        "pad_token_id": tokenizer.pad,
+    }
     directory.mkdir(parents=True, exist_ok=True)
     tokenizers.copy(str(tokenizer.directory), directory)
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    _write_weights(checkpoint, places, directory, max_shard_size)
+    (directory / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
     return {
         "layout": config["architectures"][0],
-        "parameters": sum(weight.numel() for weight in weights.values()),
-        "vocabulary": tokenizer.vocab_size,
+        "parameters": sum(math.prod(shape) for place in places for shape in place.targets.values()),
+        "vocabulary": rows,
         "dtype": config["torch_dtype"],
         "iteration": checkpoint.directory.name,
     }
 
 
-def check_architecture(checkpoint: MegatronCheckpoint) -> None:
-    """Refuse what neither the Llama nor the Qwen3 layout computes.
+@dataclass(frozen=True)
+class _Place:
+    """A tensor of the checkpoint, or one layer of it, and what becomes of it."""
 
-    Raises:
-        InputError: Naming the first such argument.
-    """
-    for name, supported in _SUPPORTED.items():
-        value = getattr(checkpoint.args, name, supported)
-        if value != supported:
+    stored: str
+    """Its name in the checkpoint."""
+    row: int | None
+    """The layer, if the tensor stacks them."""
+    name: str
+    """Megatron's name within the model or the layer."""
+    shape: tuple[int, ...]
+    """Of what is kept of it."""
+    targets: dict[str, tuple[int, ...]]
+    """Hugging Face's names -> shapes."""
+
+
+def _places(checkpoint: MegatronCheckpoint, rows: int) -> Iterator[_Place]:
+    """Yield every tensor of a checkpoint, its embeddings cut to ``rows``; layers ascending."""
+    args = checkpoint.args
+    layers: list[tuple[int, str, int | None, str, tuple[int, ...]]] = []
+    for stored, shape in checkpoint.shapes.items():
+        part = stored.removeprefix(layout.LAYERS)
+        number, _, rest = part.partition(".")
+        if stored in layout.TOP:
+            kept = (rows, *shape[1:]) if stored in (layout.EMBEDDING, layout.OUTPUT) else shape
+            (target,) = layout.TOP[stored]
+            yield _Place(stored, None, stored, kept, {target: kept})
+        elif number.isdecimal():
+            layers.append((int(number), stored, None, rest, shape))
+        else:
+            layers += [(layer, stored, layer, part, shape[1:]) for layer in range(shape[0])]
+    for layer, stored, row, part, shape in sorted(layers, key=lambda one: one[0]):
+        name = layout.UNFUSED.get(part, part)
+        if name not in layout.LAYER:
             raise InputError(
-                f"{checkpoint.directory}: was trained with {name} {value!r}; the Llama and Qwen3 "
-                f"layouts have {supported!r} only, so it cannot be exported"
+                f"{checkpoint.directory}: holds {stored}, which has no place in the Llama and "
+                "Qwen3 layouts, so it cannot be exported"
             )
+        names = [f"model.layers.{layer}.{target}" for target in layout.LAYER[name]]
+        shapes = layout.parts(name, shape, args)
+        yield _Place(stored, row, name, shape, dict(zip(names, shapes, strict=True)))
 
 
-def check_vocabulary(checkpoint: MegatronCheckpoint, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer whose vocabulary, padded by Megatron's rule, is not the model's.
+def _write_weights(
+    checkpoint: MegatronCheckpoint, places: list[_Place], directory: Path, max_shard_size: str
+) -> None:
+    """Write the weights, one file in memory at a time."""
+    import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
 
-    Raises:
-        InputError: Naming both sizes.
-    """
-    args = checkpoint.args
-    rows = checkpoint.shapes[_VOCABULARY[0]][0]
-    unit = args.make_vocab_size_divisible_by * args.tensor_model_parallel_size
-    if not rows - unit < tokenizer.vocab_size <= rows:
-        raise InputError(
-            f"{tokenizer.directory}: has {tokenizer.vocab_size} ids, but the embedding of "
-            f"{checkpoint.directory} has {rows} rows (padded to a multiple of {unit}); "
-            "give the tokenizer that the model was trained with"
-        )
-
-
-def _config(args: Namespace, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The ``config.json`` of a model."""
-    heads = args.num_attention_heads
-    layout = "Qwen3" if args.qk_layernorm else "Llama"
-    return {
-        "architectures": [f"{layout}ForCausalLM"],
-        "model_type": layout.lower(),
-        "vocab_size": tokenizer.vocab_size,
-        "hidden_size": args.hidden_size,
-        "intermediate_size": args.ffn_hidden_size,
-        "num_hidden_layers": args.num_layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": args.num_query_groups if args.group_query_attention else heads,
-        "head_dim": args.kv_channels,
-        "hidden_act": "silu",
-        "max_position_embeddings": args.max_position_embeddings,
-        "rope_theta": float(args.rotary_base),
-        "rms_norm_eps": args.layernorm_epsilon,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "tie_word_embeddings": not args.untie_embeddings_and_output_weights,
-        "bos_token_id": tokenizer.bos,
-        "eos_token_id": tokenizer.eod,
-        "pad_token_id": tokenizer.pad,
+    planned = {
+        name: torch.empty(shape, dtype=checkpoint.dtype(place.stored), device="meta")
+        for place in places
+        for name, shape in place.targets.items()
     }
+    try:
+        files = split_torch_state_dict_into_shards(planned, max_shard_size=max_shard_size)
+    except ValueError as error:
+        raise InputError(f"--max-shard-size {max_shard_size}: {error}; give one as 5GB") from None
+    for file, names in files.filename_to_tensors.items():
+        weights = {
+            name: piece
+            for place in places
+            if not place.targets.keys().isdisjoint(names)
+            for name, piece in _read(checkpoint, place).items()
+            if name in names
+        }
+        save_file(weights, directory / file, metadata={"format": "pt"})
+    if files.is_sharded:
+        index = {"metadata": files.metadata, "weight_map": files.tensor_to_filename}
+        (directory / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _convert(checkpoint: MegatronCheckpoint, vocabulary: int) -> Iterator[tuple[str, Any]]:
-    """Yield (Hugging Face name, tensor) of every weight."""
-    args = checkpoint.args
-    for name, tensor in checkpoint.read().items():
-        if name in _TOP:
-            rows = vocabulary if name in _VOCABULARY else len(tensor)
-            yield _TOP[name], tensor[:rows].contiguous()
-            continue
-        for layer, part, weight in _layers(name, tensor):
-            prefix = f"model.layers.{layer}."
-            if part == _QKV:
-                for target, piece in zip("qkv", _split_qkv(weight, args), strict=True):
-                    yield f"{prefix}self_attn.{target}_proj.weight", piece
-            elif part == _FC1:
-                gate, up = weight.chunk(2)
-                yield f"{prefix}mlp.gate_proj.weight", gate.contiguous()
-                yield f"{prefix}mlp.up_proj.weight", up.contiguous()
-            elif part in _LAYER:
-                yield prefix + _LAYER[part], weight.contiguous()
-            else:
-                raise InputError(
-                    f"{checkpoint.directory}: holds {name}, which has no place in the Llama and "
-                    "Qwen3 layouts, so it cannot be exported"
-                )
-
-
-def _layers(name: str, tensor: Any) -> Iterator[tuple[int, str, Any]]:
-    """Yield (layer, name within the layer, weight) of a tensor of one layer or of all, stacked."""
-    part = name.removeprefix(_LAYERS)
-    number, _, rest = part.partition(".")
-    if number.isdecimal():
-        yield int(number), rest, tensor
-    elif part == name:
-        yield -1, name, tensor
-    else:
-        yield from ((layer, part, weight) for layer, weight in enumerate(tensor))
-
-
-def _split_qkv(weight: Any, args: Namespace) -> tuple[Any, Any, Any]:
-    """Queries, keys and values of Megatron's ``linear_qkv``.
-
-    Its rows are laid out by group: the group's query heads, its key head, its value head.
-
-    Args:
-        weight: [groups * (queries per group + 2) * channels, hidden].
-        args: The checkpoint's arguments.
-
-    Returns:
-        [heads * channels, hidden], [groups * channels, hidden], [groups * channels, hidden].
-    """
-    heads = args.num_attention_heads
-    groups = args.num_query_groups if args.group_query_attention else heads
-    hidden = weight.shape[1]
-    grouped = weight.view(groups, heads // groups + 2, args.kv_channels, hidden)
-    query, key, value = grouped[:, :-2], grouped[:, -2], grouped[:, -1]
-    return query.reshape(-1, hidden), key.reshape(-1, hidden), value.reshape(-1, hidden)
+def _read(checkpoint: MegatronCheckpoint, place: _Place) -> dict[str, Any]:
+    """Hugging Face's weights in a tensor of a checkpoint."""
+    weight = checkpoint.read(place.stored, place.row)[: place.shape[0]]
+    pieces = layout.split(place.name, weight, checkpoint.args)
+    return {name: piece.contiguous() for name, piece in zip(place.targets, pieces, strict=True)}

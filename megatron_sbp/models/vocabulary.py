@@ -4,7 +4,7 @@ from pathlib import Path
 
 from megatron_sbp.corpus.tokenizer import FILENAME, Tokenizer
 from megatron_sbp.errors import InputError
-from megatron_sbp.models import export
+from megatron_sbp.models import layout
 from megatron_sbp.models.checkpoint import MegatronCheckpoint
 
 
@@ -14,11 +14,20 @@ def check(checkpoint: MegatronCheckpoint, tokenizer: Tokenizer) -> None:
     Raises:
         InputError: Naming what does not fit.
     """
+    check_tokenizer(checkpoint, tokenizer)
+    layout.check_architecture(checkpoint.args, checkpoint.directory)
+
+
+def check_tokenizer(checkpoint: MegatronCheckpoint, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that is not the checkpoint's own.
+
+    Raises:
+        InputError: Naming both.
+    """
     named = getattr(checkpoint.args, "tokenizer_model", None)
     if named is not None:
         check_tokens(tokenizer, Path(named))
-    export.check_architecture(checkpoint)
-    export.check_vocabulary(checkpoint, tokenizer)
+    check_size(checkpoint, tokenizer)
 
 
 def check_tokens(tokenizer: Tokenizer, directory: Path) -> None:
@@ -36,6 +45,35 @@ def check_tokens(tokenizer: Tokenizer, directory: Path) -> None:
             f"{directory} ({tokenizer.vocab_size} ids against {other.vocab_size}); "
             "give a corpus with the model's tokenizer"
         )
+
+
+def check_size(checkpoint: MegatronCheckpoint, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer whose size is not the model's.
+
+    Megatron pads a vocabulary to the rows of the embedding. An imported model may have more rows
+    than that, which its maker left unused; its own tokenizer is recognised where it still lies.
+
+    Raises:
+        InputError: Naming both sizes.
+    """
+    args, size = checkpoint.args, tokenizer.vocab_size
+    rows = checkpoint.shapes[layout.EMBEDDING][0]
+    unit = args.make_vocab_size_divisible_by * args.tensor_model_parallel_size
+    imported = getattr(args, "vocab_size", None) is not None
+    named = getattr(args, "tokenizer_model", None)
+    if size > rows or not (imported or rows - unit < size or _same(tokenizer, named)):
+        raise InputError(
+            f"{tokenizer.directory}: has {size} ids, but the embedding of {checkpoint.directory} "
+            f"has {rows} rows (padded to a multiple of {unit}); give the tokenizer that the model "
+            f"was trained with, which lay in {named}"
+        )
+
+
+def _same(tokenizer: Tokenizer, named: str | None) -> bool:
+    """Whether a tokenizer has the tokens of the one that lies where the arguments say."""
+    if named is None or not (Path(named) / FILENAME).is_file():
+        return False
+    return _tokens(Path(named)) == _tokens(tokenizer.directory)
 
 
 def _tokens(directory: Path) -> dict[str, int]:

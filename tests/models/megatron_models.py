@@ -105,6 +105,7 @@ def build(args: Namespace) -> Any:
         post_process=parallel_state.is_pipeline_last_stage(),
         position_embedding_type=args.position_embedding_type,
         rotary_base=args.rotary_base,
+        rope_scaling=getattr(args, "use_rope_scaling", False),
         share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
     )
     with torch.no_grad():

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_sbp.corpus import tokenizer as tokenizers
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
-from megatron_sbp.models import export
+from megatron_sbp.models import checkpoint_writer, export
 from megatron_sbp.models.checkpoint import MegatronCheckpoint
+from megatron_sbp.models.checkpoint_writer import StoredWeight
 from megatron_sbp.models.export import ExportOptions
 from tests.conftest import ROOT, run_command
 from tests.models import megatron_models
@@ -89,24 +92,24 @@ def test_other_architectures_are_refused_by_name(
 
 
 def test_a_weight_without_a_place_is_refused_by_name(
-    checkpoints: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
     checkpoint = MegatronCheckpoint(checkpoints / "llama")
-    weights = checkpoint.read() | {"decoder.layers.mlp.router.weight": torch.zeros(4, 8, 64)}
-    monkeypatch.setattr(checkpoint, "read", lambda: weights)
+    checkpoint.shapes = checkpoint.shapes | {"decoder.layers.mlp.router.weight": (4, 8, 64)}
     with pytest.raises(InputError, match=r"holds decoder\.layers\.mlp\.router\.weight"):
         export.write_model(checkpoint, tokenizers.Tokenizer(tokenizer), tmp_path / "model")
 
 
 def test_unfused_names_and_separate_layers_are_the_same_model(
-    checkpoints: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
     """The other ways in which Megatron names and stores the same weights."""
     given = tokenizers.Tokenizer(tokenizer)
     checkpoint = MegatronCheckpoint(checkpoints / "qwen3")
     export.write_model(checkpoint, given, tmp_path / "stacked")
     renamed = {}
-    for name, weight in checkpoint.read().items():
+    for name in checkpoint.shapes:
+        weight = checkpoint.read(name)
         name = name.replace("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight")
         name = name.replace("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight")
         part = name.removeprefix("decoder.layers.")
@@ -114,14 +117,131 @@ def test_unfused_names_and_separate_layers_are_the_same_model(
             renamed[name] = weight
         else:
             renamed |= {f"decoder.layers.{layer}.{part}": row for layer, row in enumerate(weight)}
-    monkeypatch.setattr(checkpoint, "read", lambda: renamed)
-    export.write_model(checkpoint, given, tmp_path / "separate")
+    stored = [
+        StoredWeight(name, None, tuple(weight.shape), weight.clone)
+        for name, weight in renamed.items()
+    ]
+    checkpoint_writer.write(tmp_path / "unfused", checkpoint.args, stored, torch.float32)
+    export.write_model(MegatronCheckpoint(tmp_path / "unfused"), given, tmp_path / "separate")
     first, second = (
-        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
-        for name in ("stacked", "separate")
+        load_file(tmp_path / name / "model.safetensors") for name in ("stacked", "separate")
     )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_large_models_become_several_files(
+    checkpoints: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    whole, cut = (
+        ExportOptions(
+            load=str(checkpoints / "qwen3"),
+            output=str(tmp_path / size),
+            tokenizer=str(tokenizer),
+            max_shard_size=size,
+        )
+        for size in ("1GB", "200KB")
+    )
+    export.export(whole)
+    export.export(cut)
+    files = sorted((tmp_path / "200KB").glob("*.safetensors"))
+    assert len(files) > 2
+    assert all(path.stat().st_size < 210_000 for path in files)  # headers come on top
+    models = [
+        AutoModelForCausalLM.from_pretrained(tmp_path / size).state_dict()
+        for size in ("1GB", "200KB")
+    ]
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_a_shard_size_that_is_none_is_refused(
+    checkpoints: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    options = ExportOptions(
+        load=str(checkpoints / "qwen3"),
+        output=str(tmp_path / "model"),
+        tokenizer=str(tokenizer),
+        max_shard_size="large",
+    )
+    with pytest.raises(InputError, match="--max-shard-size large"):
+        export.export(options)
+    assert not (tmp_path / "model").exists()
+
+
+def test_transformers_tokenizer_is_the_projects(
+    checkpoints: Path, tokenizer: Path, words_corpus: Corpus, tmp_path: Path
+) -> None:
+    given = tokenizers.Tokenizer(tokenizer)
+    export.write_model(MegatronCheckpoint(checkpoints / "qwen3"), given, tmp_path / "model")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "model")
+    texts = [
+        *words_corpus.texts(range(20)),
+        "",
+        "  two  spaces\n\n\ttab",
+        "na\u00efve \u6f22 \U0001f600",
+    ]
+    for text in texts:
+        ids = given.encode(text)
+        assert loaded(text)["input_ids"] == ids
+        assert loaded.decode(ids) == given.decode(ids) == text
+    special = [given.bos, given.eod, given.sep, given.pad]
+    assert special == [
+        *(loaded.bos_token_id, loaded.eos_token_id, loaded.sep_token_id, loaded.pad_token_id)
+    ]
+    # The name of a special token in a text is a text here, in Transformers only where asked for.
+    text = f"before{tokenizers.EOD}after{tokenizers.SEP}"
+    assert loaded(text, split_special_tokens=True)["input_ids"] == given.encode(text)
+    ids = given.encode_template(text)
+    assert loaded(text)["input_ids"] == ids
+    assert loaded.decode(ids) == given.decode(ids) == text
+
+
+def test_lm_evaluation_harness_scores_an_exported_model(
+    checkpoints: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "lm-evaluation-harness is not installed: pip install 'megatron_sbp[evaluation]'"
+    lm_eval = pytest.importorskip("lm_eval", reason=reason)
+    tasks = pytest.importorskip("lm_eval.tasks", reason=reason)
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    given = tokenizers.Tokenizer(tokenizer)
+    export.write_model(MegatronCheckpoint(checkpoints / "qwen3"), given, tmp_path / "model")
+    rows = [("word1 word2", " word3", " word40 word5"), ("word7", " word8 word9", " word1")]
+    with open(tmp_path / "rows.jsonl", "w") as file:
+        for context, first, second in rows:
+            file.write(json.dumps({"context": context, "choices": [first, second]}) + "\n")
+    task = {
+        "task": "two_endings",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "context",
+        "doc_to_choice": "choices",
+        "doc_to_target": 0,
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "two_endings.yaml").write_text(yaml.safe_dump(task))
+    scored = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={tmp_path / 'model'},dtype=float32",
+        tasks=["two_endings"],
+        task_manager=tasks.TaskManager(include_path=str(tmp_path), include_defaults=False),
+        device="cpu",
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    for (context, *endings), sample in zip(rows, scored["samples"]["two_endings"], strict=True):
+        for ending, (found, _) in zip(endings, sample["filtered_resps"], strict=True):
+            start, ids = given.encode(context), given.encode(ending)
+            with torch.no_grad():
+                logits = model(torch.tensor([start + ids])).logits[0, len(start) - 1 : -1]
+            expected = -torch.nn.functional.cross_entropy(
+                logits, torch.tensor(ids), reduction="sum"
+            )
+            assert abs(found - expected.item()) < 1e-3
 
 
 def spoil_latest(directory: Path) -> None:
@@ -152,7 +272,7 @@ def remove_metadata(directory: Path) -> None:
         (spoil_latest, "iter_0000012: no such directory"),
         (remove_latest, "give the directory that Megatron saved to"),
         (truncate_metadata, "cannot read .metadata"),
-        (truncate_weights, "cannot read the "),
+        (truncate_weights, "cannot read decoder.*the checkpoint is damaged"),
         (remove_metadata, "not a torch_dist checkpoint"),
     ],
 )
