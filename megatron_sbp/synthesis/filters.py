@@ -1,69 +1,34 @@
-"""The filter stage: a synthetic corpus in, the same corpus without its failures out."""
+"""The filter stage: synthetic corpora in, one corpus without their failures out."""
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megatron_sbp.cli import Progress
 from megatron_sbp.corpus import tokenizer as tokenizers
 from megatron_sbp.corpus.documents import Corpus
-from megatron_sbp.corpus.duplicates import Duplicates
 from megatron_sbp.corpus.indexed import IndexedWriter, optimal_dtype
+from megatron_sbp.embedding.encoders import EncoderSpec
+from megatron_sbp.embedding.options import EmbedOptions
+from megatron_sbp.embedding.shards import Embeddings, check_corpus
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import Stage
-from megatron_sbp.synthesis.engine import END_OF_DOCUMENT
-from megatron_sbp.synthesis.store import COLUMNS, ORIGIN, SyntheticCorpus, column_path
-from megatron_sbp.synthesis.text import containment, is_repetitive, same_words
-
-FILTERS = (
-    "no_end_of_document",
-    "too_short",
-    "repetition",
-    "copy_of_seed",
-    "near_duplicate_of_synthetic",
-    "near_duplicate_of_real",
+from megatron_sbp.manifest import Stage, difference, peak_memory_bytes
+from megatron_sbp.ranks import Ranks
+from megatron_sbp.synthesis.filter_options import FilterOptions
+from megatron_sbp.synthesis.store import (
+    COLUMNS,
+    ORIGIN,
+    ColumnWriter,
+    SyntheticCorpus,
+    column_path,
 )
-"""In the order in which they are asked: the first one that a document fails takes the count."""
+from megatron_sbp.synthesis.verdicts import FILTERS, PASSED, Filters
+
 _EXAMPLES = 5
-
-
-@dataclass(kw_only=True, slots=True)
-class FilterOptions:
-    """Options of ``tools/filter_synthetic.py``."""
-
-    synthetic: str = field(metadata={"metavar": "S"})
-    """Prefix of the synthetic corpus."""
-    corpus: list[str] = field(metadata={"metavar": "PREFIX"})
-    """Prefixes of the real corpus; those that the seeds come from must be among them."""
-    output_prefix: str | None = field(default=None, metadata={"metavar": "F"})
-    """Path without .bin/.idx of the filtered corpus; needed unless --dry-run."""
-    dry_run: bool = False
-    """Say what would be left out, and write nothing."""
-    min_tokens: int = field(default=16, metadata={"metavar": "TOKENS"})
-    """Leave out documents with fewer tokens, the end-of-document token not counted."""
-    repetition: bool = True
-    """Leave out documents that break MassiveText's rules on repetition."""
-    max_containment: float = field(default=0.8, metadata={"metavar": "SHARE"})
-    """Leave out documents of which this share of the 5-word shingles, or more, is in the seed."""
-
-    def __post_init__(self) -> None:
-        if self.output_prefix is None and not self.dry_run:
-            raise InputError("give --output-prefix F, or --dry-run to write nothing")
-        if self.min_tokens < 0:
-            raise InputError(f"--min-tokens {self.min_tokens}: must be at least 0")
-        if not 0 < self.max_containment <= 1:
-            raise InputError(
-                f"--max-containment {self.max_containment}: must be above 0 and at most 1"
-            )
-
-    def content(self) -> dict[str, Any]:
-        """What decides the content of the output, besides the inputs."""
-        names = ("min_tokens", "repetition", "max_containment")
-        return {name: getattr(self, name) for name in names}
+_WRITTEN = 4096  # documents written at a time
+_SAME = ("documents_per_shard",)  # an option of the embed stage that its vectors do not depend on
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,102 +42,132 @@ class Filtered:
     that was there already."""
 
 
-def filter_synthetic(options: FilterOptions) -> Filtered:
-    """Leave out the documents that fail a filter.
+class _Inputs:
+    """What the options name, opened and found to belong together.
+
+    Args:
+        options: The options.
+    """
+
+    def __init__(self, options: FilterOptions):
+        self.synthetic, self.real = SyntheticCorpus(options.synthetic), Corpus(options.corpus)
+        self.encoder: EncoderSpec | None = None
+        self.embeddings: Embeddings | None = None
+        if options.encoder is not None:
+            named = EmbedOptions(corpus=options.corpus, output="", encoder=options.encoder)
+            self.encoder = named.spec()
+        if options.embeddings is not None:
+            self.embeddings = Embeddings(options.embeddings)
+            self._check_embeddings(self.embeddings)
+
+    def _check_embeddings(self, embeddings: Embeddings) -> None:
+        """Refuse embeddings of another corpus, or by another encoder."""
+        if len(embeddings) != len(self.real):
+            raise InputError(
+                f"{embeddings.directory}: has {len(embeddings):,} rows, but --corpus has "
+                f"{len(self.real):,} documents; give the embeddings of this corpus"
+            )
+        if embeddings.manifest is None or self.encoder is None:
+            return
+        check_corpus(embeddings.manifest.counts["corpus"], self.real, embeddings.directory)
+        made = {k: v for k, v in embeddings.manifest.options.items() if k not in _SAME}
+        if changes := difference(made, self.encoder.settings()):
+            raise InputError(
+                f"{embeddings.directory}: was not made by this --encoder ({changes}); name the one "
+                "it was made by, or leave --embeddings out"
+            )
+
+    def files(self) -> list[Path]:
+        """What the stage names as its inputs."""
+        embeddings = [] if self.embeddings is None else self.embeddings.files()
+        return [*self.synthetic.files(), *self.real.files(), *embeddings]
+
+
+def filter_synthetic(options: FilterOptions, ranks: Ranks | None = None) -> Filtered:
+    """Leave out the documents that fail a filter, on all ranks.
 
     Raises:
-        InputError: If a corpus cannot be read, seeds are not in the real corpus, or nothing is
-            left.
+        InputError: On one rank, if a corpus cannot be read, seeds are not in the real corpus,
+            something given does not fit, or nothing is left; the others end with status 2.
     """
-    synthetic, real = SyntheticCorpus(options.synthetic), Corpus(options.corpus)
-    if options.dry_run:
-        return _find(options, synthetic, real)[1]
-    assert options.output_prefix is not None
-    output = Path(options.output_prefix)
-    with Stage.open(
-        output.parent,
-        "filter",
-        options=options.content(),
-        inputs=[*synthetic.files(), *real.files()],
-    ) as stage:
-        if stage.complete:
-            return Filtered(counts=stage.manifest.counts, examples={})
-        kept, found = _find(options, synthetic, real)
-        if not len(kept):
-            reasons = ", ".join(
-                f"{name} {count}" for name, count in found.counts["removed"].items()
-            )
-            raise InputError(
-                f"{options.synthetic}: no document passes the filters ({reasons}); "
-                "relax them or tune the synthesizer for longer"
-            )
-        _write(synthetic, kept, stage.workspace / output.name)
-        stage.finish(counts=found.counts)
+    ranks = ranks or Ranks()
+    inputs = ranks.together(lambda: _Inputs(options))
+    with ExitStack() as stack:
+        stage = ranks.on_first(lambda: _open_stage(options, inputs, stack))
+        counts = ranks.share(stage.manifest.counts if stage and stage.complete else None)
+        if counts is not None:
+            return Filtered(counts=counts, examples={})
+        filters = Filters(options, inputs.synthetic, inputs.real, ranks)
+        verdicts = filters.verdicts(inputs.encoder, inputs.embeddings)
+        found = ranks.together(lambda: _summarise(inputs.synthetic, verdicts))
+        peak = ranks.most(peak_memory_bytes())
+        ranks.on_first(lambda: _finish(stage, options, inputs, verdicts, found, peak))
     return found
 
 
-def _find(
-    options: FilterOptions, synthetic: SyntheticCorpus, real: Corpus
-) -> tuple[np.ndarray, Filtered]:
-    """Numbers int64 of the documents to keep, and what was found."""
-    kept: list[int] = []
-    removed = Counter(dict.fromkeys(FILTERS, 0))
-    examples: dict[str, list[tuple[int, str]]] = {name: [] for name in FILTERS}
-    with Progress("filter", len(real) + len(synthetic), "documents") as progress:
-        for number, (text, failed) in enumerate(_judge(options, synthetic, real, progress)):
-            if failed is None:
-                kept.append(number)
-                continue
-            removed[failed] += 1
-            if len(examples[failed]) < _EXAMPLES:
-                examples[failed].append((number, text))
+def _open_stage(options: FilterOptions, inputs: _Inputs, stack: ExitStack) -> Stage | None:
+    """The stage; None for a dry run."""
+    if options.dry_run or options.output_prefix is None:
+        return None
+    stage = Stage.open(
+        Path(options.output_prefix).parent,
+        "filter",
+        options=options.content(inputs.encoder),
+        inputs=inputs.files(),
+    )
+    return stack.enter_context(stage)
+
+
+def _summarise(synthetic: SyntheticCorpus, verdicts: np.ndarray) -> Filtered:
+    """Count what each filter takes, and read its first documents."""
+    kept = np.flatnonzero(verdicts == PASSED)
+    removed = np.bincount(verdicts, minlength=PASSED + 1)[:PASSED]
+    examples = {}
+    for number, name in enumerate(FILTERS):
+        first = np.flatnonzero(verdicts == number)[:_EXAMPLES].tolist()
+        examples[name] = list(zip(first, synthetic.documents.texts(first), strict=True))
     counts = {
         "documents": len(kept),
-        "tokens": int(synthetic.documents.lengths[kept].sum()),
+        "tokens": int(synthetic.documents.lengths_of(kept).sum()),
         "given": len(synthetic),
-        "removed": dict(removed),
-        "corpus": synthetic.manifest.counts["corpus"],
-        "checkpoint": synthetic.manifest.counts["checkpoint"],
+        "removed": dict(zip(FILTERS, removed.tolist(), strict=True)),
+        "corpus": synthetic.seed_corpus,
+        "checkpoint": synthetic.manifests[0].counts["checkpoint"],
     }
-    return np.array(kept, dtype=np.int64), Filtered(counts=counts, examples=examples)
+    return Filtered(counts=counts, examples=examples)
 
 
-def _judge(
-    options: FilterOptions, synthetic: SyntheticCorpus, real: Corpus, progress: Progress
-) -> Iterator[tuple[str, str | None]]:
-    """Yield the text of every synthetic document and the first filter that it fails."""
-    seeds = synthetic.seeds_in(real)
-    among_real, among_synthetic = Duplicates("near"), Duplicates("near")
-    for text in real.texts(range(len(real))):
-        among_real.seen(text)
-        progress.update()
-    texts = synthetic.documents.texts(range(len(synthetic)))
-    for number, (text, seed) in enumerate(zip(texts, real.texts(seeds), strict=True)):
-        progress.update()
-        if synthetic.columns["finish_reason"][number] != END_OF_DOCUMENT:
-            yield text, "no_end_of_document"
-        elif synthetic.documents.lengths[number] - 1 < options.min_tokens:
-            yield text, "too_short"
-        elif options.repetition and is_repetitive(text):
-            yield text, "repetition"
-        elif same_words(text, seed) or containment(text, seed) >= options.max_containment:
-            yield text, "copy_of_seed"
-        elif among_synthetic.seen(text):
-            yield text, "near_duplicate_of_synthetic"
-        # This remembers the text too, but a later text that is like it never comes this far.
-        elif among_real.seen(text):
-            yield text, "near_duplicate_of_real"
-        else:
-            yield text, None
+def _finish(
+    stage: Stage | None,
+    options: FilterOptions,
+    inputs: _Inputs,
+    verdicts: np.ndarray,
+    found: Filtered,
+    peak: int,
+) -> None:
+    """Write the documents that are kept, unless it is a dry run."""
+    if stage is None or options.output_prefix is None:
+        return
+    if not found.counts["documents"]:
+        reasons = ", ".join(f"{name} {count}" for name, count in found.counts["removed"].items())
+        raise InputError(
+            f"{' '.join(options.synthetic)}: no document passes the filters ({reasons}); "
+            "relax them or tune the synthesizer for longer"
+        )
+    kept = np.flatnonzero(verdicts == PASSED)
+    _write(inputs.synthetic, kept, stage.workspace / Path(options.output_prefix).name)
+    stage.finish(counts=found.counts, peak_memory=peak)
 
 
 def _write(synthetic: SyntheticCorpus, kept: np.ndarray, prefix: Path) -> None:
     """Write the documents that are kept and their columns."""
     tokenizer = synthetic.documents.tokenizer
-    with IndexedWriter(prefix, optimal_dtype(tokenizer.vocab_size)) as writer:
-        for number in kept.tolist():
-            writer.append(synthetic.documents.tokens(number))
-    for name in COLUMNS:
-        np.save(column_path(prefix, name), synthetic.columns[name][kept])
+    dtype = optimal_dtype(tokenizer.vocab_size)
+    with IndexedWriter(prefix, dtype) as documents, ColumnWriter(prefix) as columns:
+        for begin in range(0, len(kept), _WRITTEN):
+            rows = kept[begin : begin + _WRITTEN]
+            tokens = [synthetic.documents.tokens(number) for number in rows.tolist()]
+            documents.extend(np.concatenate(tokens), [len(some) for some in tokens])
+            columns.extend({name: synthetic.columns[name][rows] for name in COLUMNS})
     np.save(column_path(prefix, ORIGIN), kept)
     tokenizers.copy(str(tokenizer.directory), prefix.parent / "tokenizer")

@@ -35,6 +35,9 @@ def write_synthetic(
         "seed": seeds,
         "sampling_seed": list(range(len(texts))),
         "finish_reason": finish_reasons or [0] * len(texts),
+        "seed_tokens": [0] * len(texts),
+        "checkpoint": [0] * len(texts),
+        "generation": [1] * len(texts),
     }
     for name, dtype in COLUMNS.items():
         np.save(column_path(prefix, name), np.array(values[name], dtype))

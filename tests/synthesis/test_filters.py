@@ -1,4 +1,6 @@
 import random
+import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,10 +8,15 @@ import numpy as np
 import pytest
 
 from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.embedding.embed import embed
+from megatron_sbp.embedding.lexical import LexicalSpec
+from megatron_sbp.embedding.options import EmbedOptions
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
-from megatron_sbp.synthesis.filters import FILTERS, FilterOptions, filter_synthetic
+from megatron_sbp.synthesis.filter_options import FilterOptions
+from megatron_sbp.synthesis.filters import filter_synthetic
 from megatron_sbp.synthesis.store import COLUMNS, ORIGIN, SyntheticCorpus, column_path
+from megatron_sbp.synthesis.verdicts import FILTERS
 from tests.conftest import ROOT, run_command
 from tests.synthesis.planted import sentence, write_real, write_synthetic
 
@@ -25,7 +32,7 @@ PLANTED = {
     17: "near_duplicate_of_synthetic",
     21: "near_duplicate_of_real",
     # Two failures each: the filter that comes first counts.
-    22: "near_duplicate_of_synthetic",
+    22: "near_duplicate_of_real",
     25: "no_end_of_document",
     26: "repetition",
 }
@@ -69,7 +76,7 @@ def synthetic(real: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def options(synthetic: Path, real: Corpus, tmp_path: Path) -> FilterOptions:
     return FilterOptions(
-        synthetic=str(synthetic),
+        synthetic=[str(synthetic)],
         corpus=[str(real.prefixes[0])],
         output_prefix=str(tmp_path / "kept" / "new"),
     )
@@ -80,16 +87,16 @@ def test_every_filter_takes_what_was_planted(options: FilterOptions, synthetic: 
     failed = list(PLANTED.values())
     assert found.counts["removed"] == {name: failed.count(name) for name in FILTERS}
     given, kept = SyntheticCorpus(synthetic), SyntheticCorpus(str(options.output_prefix))
-    origin = np.load(column_path(kept.prefix, ORIGIN))
+    origin = np.load(column_path(kept.prefixes[0], ORIGIN))
     assert origin.tolist() == [number for number in range(30) if number not in PLANTED]
     for row, number in enumerate(origin):
         assert np.array_equal(kept.documents.tokens(row), given.documents.tokens(int(number)))
     for name in COLUMNS:
         assert np.array_equal(kept.columns[name], given.columns[name][origin])
-    manifest = Manifest.read(kept.prefix.parent)
+    manifest = Manifest.read(kept.prefixes[0].parent)
     assert manifest.stage == "filter"
     assert manifest.counts["tokens"] == kept.documents.num_tokens
-    assert manifest.counts["corpus"] == given.manifest.counts["corpus"]
+    assert manifest.counts["corpus"] == given.manifests[0].counts["corpus"]
     # The examples that --dry-run shows are what was left out.
     assert {n: name for name, some in found.examples.items() for n, _ in some} == PLANTED
 
@@ -106,7 +113,146 @@ def test_thresholds_and_switches(options: FilterOptions) -> None:
     assert removed["too_short"] == removed["repetition"] == 0
     # Of the two copies one is exact; the other one is now a near duplicate of a real document.
     assert removed["copy_of_seed"] == 1
-    assert removed["near_duplicate_of_real"] == 2
+    assert removed["near_duplicate_of_real"] == 3
+
+
+def test_little_memory_reads_again_and_finds_the_same(options: FilterOptions) -> None:
+    dry = replace(options, output_prefix=None, dry_run=True)
+    expected = filter_synthetic(dry)
+    for memory in ("3K", "8K"):  # a few documents at a time
+        assert filter_synthetic(replace(dry, memory=memory)) == expected
+
+
+def test_the_real_corpus_takes_no_memory(options: FilterOptions) -> None:
+    """Counted by tracemalloc: five times the documents, the same arrays."""
+    peaks = []
+    for times in (1, 30, 150):  # the first time tables are made
+        corpus = options.corpus * times  # 30 times 40 documents are more than one batch
+        tracemalloc.start()
+        filter_synthetic(replace(options, output_prefix=None, dry_run=True, corpus=corpus))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < peaks[1] + (1 << 20), peaks
+
+
+def test_one_that_was_left_out_leaves_out_no_other(real: Corpus, tmp_path: Path) -> None:
+    """Of a chain of near duplicates every other one stays, unless a real one is like it."""
+    source = random.Random(9)  # neighbours at a Jaccard index of 0.83, others below 0.71
+    words = sentence(source, 300).split()
+    chain = [" ".join(words[14 * link : 14 * link + 160]) for link in range(9)]
+    near_real = write_real(tmp_path / "real" / "one", [chain[4]], real.tokenizer.directory)
+    write_synthetic(tmp_path / "new" / "new", real, chain, [0] * 9)
+    for memory in ("4G", "1K"):
+        options = FilterOptions(
+            synthetic=[str(tmp_path / "new" / "new")],
+            corpus=[str(prefix) for prefix in (*real.prefixes, *near_real.prefixes)],
+            output_prefix=str(tmp_path / memory / "kept"),
+            memory=memory,
+        )
+        filter_synthetic(options)
+        origin = np.load(column_path(str(options.output_prefix), ORIGIN)).tolist()
+        # 3, 4 and 5 are like the real one; what is left of the chain begins anew after them.
+        assert origin == [0, 2, 6, 8]
+
+
+def test_parts_of_an_array_job_become_one_corpus(
+    options: FilterOptions, real: Corpus, synthetic: Path, tmp_path: Path
+) -> None:
+    given = SyntheticCorpus(synthetic)
+    texts = list(given.documents.texts(range(30)))
+    parts = []
+    for number, rows in enumerate((slice(0, 7), slice(7, 30))):
+        prefix = tmp_path / f"part{number}" / "new"
+        columns = (given.columns[name][rows].tolist() for name in ("seed", "finish_reason"))
+        write_synthetic(prefix, real, texts[rows], *columns)
+        parts.append(str(prefix))
+    expected = filter_synthetic(options)
+    prefix = tmp_path / "of parts" / "new"
+    assert (
+        filter_synthetic(replace(options, synthetic=parts, output_prefix=str(prefix))) == expected
+    )
+    whole, joined = SyntheticCorpus(str(options.output_prefix)), SyntheticCorpus(prefix)
+    assert (
+        joined.documents.fingerprints[0]["idx_sha256"]
+        == (whole.documents.fingerprints[0]["idx_sha256"])
+    )
+    for name in ("seed", "finish_reason", "checkpoint", "generation"):
+        assert np.array_equal(whole.columns[name], joined.columns[name])
+
+
+def test_ranks_share_the_work(options: FilterOptions, tmp_path: Path) -> None:
+    expected = filter_synthetic(options)
+    prefix = tmp_path / "ranks" / "new"
+    command: list[str | Path] = [
+        TOOL,
+        "--synthetic",
+        *options.synthetic,
+        "--corpus",
+        *options.corpus,
+    ]
+    process = run_command(*command, "--output-prefix", prefix, ranks=3)
+    assert process.returncode == 0, process.stderr
+    assert Manifest.read(prefix.parent).counts == expected.counts
+    for ending in (".bin", ".idx", ".seed.npy", f".{ORIGIN}.npy"):
+        one, other = (Path(f"{path}{ending}") for path in (options.output_prefix, prefix))
+        assert one.read_bytes() == other.read_bytes()
+
+
+# Similarity to the seed
+
+
+@pytest.fixture(scope="module")
+def embeddings(real: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("embeddings") / "lexical"
+    embed(EmbedOptions(corpus=[str(real.prefixes[0])], output=str(directory), encoder="lexical"))
+    return directory
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["encoded", "given"])
+def test_similarity_window(
+    given: bool, options: FilterOptions, embeddings: Path, synthetic: Path, real: Corpus
+) -> None:
+    """Beside cosines of vectors made one by one; the seeds' as embedded before, or now."""
+    dry = replace(options, output_prefix=None, dry_run=True)
+    earlier = [n for n, name in PLANTED.items() if name != "near_duplicate_of_synthetic"]
+    passed = np.setdiff1d(np.arange(30), earlier)
+    model = LexicalSpec(dimensions=256, fit_documents=100_000, seed=0).load(real)
+    corpus = SyntheticCorpus(synthetic)
+    cosines = []
+    for document in passed.tolist():
+        texts = [corpus.documents.text(document), real.text(int(corpus.columns["seed"][document]))]
+        one, other = model.encode(texts).vectors
+        cosines.append(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+    low, high = (float(limit) for limit in np.quantile(cosines, [0.27, 0.81]))
+    found = filter_synthetic(
+        replace(
+            dry,
+            encoder="lexical",
+            embeddings=str(embeddings) if given else None,
+            min_similarity=low,
+            max_similarity=high,
+        )
+    )
+    outside = [c < low or c > high for c in cosines]
+    assert found.counts["removed"]["outside_similarity"] == sum(outside) > 5
+    shown = {number for number, _ in found.examples["outside_similarity"]}
+    assert shown <= set(passed[outside].tolist())
+
+
+def test_embeddings_must_be_those_of_encoder_and_corpus(
+    options: FilterOptions, embeddings: Path, words_corpus: Corpus, synthetic: Path
+) -> None:
+    window = replace(options, encoder="lexical", embeddings=str(embeddings), min_similarity=0.1)
+    with pytest.raises(InputError, match="give the embeddings of this corpus"):
+        more = [*options.corpus, str(words_corpus.prefixes[0])]
+        filter_synthetic(replace(window, corpus=more))
+    manifest = Manifest.read(embeddings)
+    manifest.options["dimensions"] = 3
+    other = synthetic.parent.parent / "other"
+    shutil.copytree(embeddings, other)
+    manifest.write(other)
+    with pytest.raises(InputError, match=r"dimensions: 3 -> 256.*leave --embeddings out"):
+        filter_synthetic(replace(window, embeddings=str(other)))
 
 
 def test_nothing_left_is_an_error(options: FilterOptions) -> None:
@@ -116,7 +262,7 @@ def test_nothing_left_is_an_error(options: FilterOptions) -> None:
 
 
 def test_the_command_prints_what_would_go(options: FilterOptions) -> None:
-    arguments = ["--synthetic", options.synthetic, "--corpus", *options.corpus, "--dry-run"]
+    arguments = ["--synthetic", *options.synthetic, "--corpus", *options.corpus, "--dry-run"]
     process = run_command(TOOL, *arguments)
     assert process.returncode == 0, process.stderr
     assert "too_short: document 5: word1 word2" in process.stdout
@@ -133,10 +279,22 @@ def test_the_command_prints_what_would_go(options: FilterOptions) -> None:
             ["--synthetic", "{S}", "--corpus", "{C}", "--dry-run", "--max-containment", "0"],
             "--max-containment 0.0: must be above 0",
         ),
+        (
+            ["--synthetic", "{S}", "--corpus", "{C}", "--dry-run", "--min-similarity", "0.2"],
+            "--min-similarity 0.2: needs --encoder",
+        ),
+        (
+            ["--synthetic", "{S}", "--corpus", "{C}", "--dry-run", "--encoder", "lexical"],
+            "--encoder lexical: give --min-similarity or --max-similarity",
+        ),
+        (
+            ["--synthetic", "{S}", "--corpus", "{C}", "--dry-run", "--memory", "much"],
+            "--memory much: is no size",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, options: FilterOptions) -> None:
-    line = [one.format(S=options.synthetic, C=options.corpus[0]) for one in arguments]
+    line = [one.format(S=options.synthetic[0], C=options.corpus[0]) for one in arguments]
     process = run_command(TOOL, *line)
     assert process.returncode == 2
     assert message in process.stderr and process.stderr.count("\n") == 1
