@@ -1,17 +1,28 @@
 """The model of a synthesis run: where it lies, whether the tokenizer fits, how it is loaded."""
 
 import json
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from megatron_sbp.corpus.tokenizer import FILENAME as TOKENIZER
 from megatron_sbp.corpus.tokenizer import Tokenizer
-from megatron_sbp.errors import InputError
+from megatron_sbp.errors import InputError, require
 from megatron_sbp.models import export, vocabulary
 from megatron_sbp.models.checkpoint import MegatronCheckpoint, is_megatron
-from megatron_sbp.synthesis.engine import Engine, Sampling
+from megatron_sbp.ranks import Ranks
+from megatron_sbp.synthesis.engine import Engine, EngineOptions, Sampling
+
+if TYPE_CHECKING:
+    import torch
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+# What an engine needs beyond the plain dependencies, and the extra that brings it.
+_PACKAGES: dict[str, tuple[tuple[str, str | None], ...]] = {
+    "megatron": (("einops", None),),
+    "vllm": (("vllm", "synthesis"),),
+}
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 
 
@@ -33,16 +44,31 @@ class Source(Protocol):
         """
 
     def prepare(self, tokenizer: Tokenizer, directory: Path) -> Path:
-        """The Hugging Face directory of the model; ``directory`` if one has to be made."""
+        """What the engine loads; ``directory`` if it has to be made."""
 
 
-def find(load: str) -> Source:
+def find(load: str, engine: str = "hf") -> Source:
     """The model in a directory that Megatron saved to, or in a Hugging Face directory.
 
+    Args:
+        load: The directory.
+        engine: What will load it: hf, megatron or vllm.
+
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, the engine cannot load it, or is not installed.
     """
-    return MegatronSource(load) if is_megatron(load) else HuggingFaceSource(load)
+    for package, extra in _PACKAGES.get(engine, ()):
+        if find_spec(package) is None:
+            require(package, package=package, extra=extra)  # says how to install it
+    if is_megatron(load):
+        return MegatronSource(load, export=engine != "megatron")
+    source = HuggingFaceSource(load)
+    if engine == "megatron":
+        raise InputError(
+            f"{load}: is a Hugging Face directory, and --engine megatron needs one that Megatron "
+            "saved to; use --engine hf or vllm"
+        )
+    return source
 
 
 class MegatronSource:
@@ -50,10 +76,12 @@ class MegatronSource:
 
     Args:
         load: The directory.
+        export: Whether it is exported to a Hugging Face directory, or taken as it is.
     """
 
-    def __init__(self, load: str):
+    def __init__(self, load: str, export: bool):
         self._checkpoint = MegatronCheckpoint(load)
+        self._export = export
 
     @property
     def context(self) -> int:
@@ -66,10 +94,15 @@ class MegatronSource:
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that is not the model's, and a model that cannot be exported."""
-        vocabulary.check(self._checkpoint, tokenizer)
+        if self._export:
+            vocabulary.check(self._checkpoint, tokenizer)
+        else:
+            vocabulary.check_tokenizer(self._checkpoint, tokenizer)
 
     def prepare(self, tokenizer: Tokenizer, directory: Path) -> Path:
-        """Export to ``directory``, unless that was done before."""
+        """The checkpoint, or its export to ``directory``, unless that was done before."""
+        if not self._export:
+            return self._checkpoint.directory
         if not directory.exists():
             partial = directory.with_name(directory.name + ".partial")
             export.write_model(self._checkpoint, tokenizer, partial)
@@ -135,47 +168,97 @@ class HuggingFaceSource:
 
 
 def load_engine(
+    options: EngineOptions,
     directory: Path,
-    eod: int,
     sampling: Sampling,
+    ranks: Ranks,
     *,
-    batch_size: int,
-    dtype: str,
-    device: str,
-    threads: int,
-    rank: int,
+    eod: int,
+    vocab_size: int,
 ) -> Engine:
-    """Load a model into the hf engine, the only one so far.
+    """Load a model into an engine, on all ranks.
 
     Args:
-        directory: Hugging Face directory.
-        eod: Token that ends a document.
+        options: Which engine, and what it has of the machine.
+        directory: What ``Source.prepare`` returned.
         sampling: How to draw tokens.
-        batch_size: Documents at work at a time.
-        dtype: fp32 or bf16.
-        device: auto, cpu or cuda.
-        threads: CPU threads.
-        rank: Of this process; the ranks of a node take its CUDA devices in turn.
+        ranks: All ranks of the run; those of a machine take its CUDA devices in turn.
+        eod: Token that ends a document.
+        vocab_size: Number of the tokenizer's ids; megatron draws none that only pads them.
 
     Raises:
-        InputError: If the model cannot be loaded, or there is no CUDA device.
+        InputError: If the model cannot be loaded, or what the engine needs is not there.
     """
     import torch
 
+    torch.set_num_threads(ranks.cores)
+    if options.engine == "vllm":
+        from megatron_sbp.synthesis.vllm import VllmEngine
+
+        return VllmEngine(directory, sampling, options, ranks, eod=eod)
+    device = _device(options, ranks)
+    if options.engine == "megatron":
+        with warnings.catch_warnings(action="ignore"):  # It warns of all that is not installed.
+            prepare_megatron(options, device)
+            from megatron_sbp.synthesis.megatron import MegatronEngine
+
+            checkpoint = MegatronCheckpoint(directory)
+            return MegatronEngine(
+                checkpoint, sampling, options, ranks, device, eod=eod, vocab_size=vocab_size
+            )
     from megatron_sbp.synthesis.hf import HuggingFaceEngine
 
-    torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError("--device cuda: there is no CUDA device here; use --device cpu")
-        device = f"cuda:{rank % torch.cuda.device_count()}"
     return HuggingFaceEngine(
         directory,
         eod=eod,
         sampling=sampling,
-        batch_size=batch_size,
-        dtype=getattr(torch, _DTYPES[dtype]),
-        device=torch.device(device),
+        batch_size=options.batch_size,
+        dtype=getattr(torch, _DTYPES[options.dtype]),
+        device=device,
     )
+
+
+def _device(options: EngineOptions, ranks: Ranks) -> "torch.device":
+    """The device of this rank."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if options.device == "cuda" and not there:
+        raise InputError("--device cuda: there is no CUDA device here; use --device cpu")
+    if options.device == "cpu" or not there:
+        return torch.device("cpu")
+    return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+
+
+def prepare_megatron(options: EngineOptions, device: "torch.device") -> None:
+    """Have the CPU platform in force before Megatron is imported, or see that the GPU will do.
+
+    Raises:
+        InputError: If Megatron's inference does not run so.
+    """
+    import torch
+
+    from megatron_sbp.training import platform
+
+    if device.type == "cpu" and torch.cuda.is_available():
+        raise InputError(
+            "--device cpu: Megatron takes the GPU of a machine that has one; use --engine hf"
+        )
+    if platform.install():
+        from megatron_sbp.synthesis import megatron_cpu
+
+        megatron_cpu.install()
+        return
+    from megatron.core.transformer import attention
+    from megatron.core.utils import is_fa_min_version
+
+    if options.dtype == "fp32":
+        raise InputError(
+            "--dtype fp32: Megatron attends on a GPU through FlashAttention, which has no fp32; "
+            "give --dtype bf16 or use --engine hf"
+        )
+    if not (attention.HAVE_FA4 or attention.HAVE_FA3 or is_fa_min_version("2.7.3")):
+        raise InputError(
+            "--engine megatron attends through FlashAttention, which is not there or older than "
+            "2.7.3; install flash-attn or use --engine vllm or hf"
+        )

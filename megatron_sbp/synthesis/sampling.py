@@ -4,7 +4,8 @@ import torch
 
 from megatron_sbp.synthesis.engine import Sampling
 
-_HEADS = (64, 512)  # Most nuclei fit the first; the few rows that fit neither are sorted in full.
+# The nucleus is looked for among tokens of at least so much probability; most fit the first.
+_LEAST = (2**-11, 2**-14, 2**-17, 0.0)
 
 
 def sample(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -24,37 +25,51 @@ def sample(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> 
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits.float() / sampling.temperature, -1)
-    vocabulary = logits.shape[1]
-    if sampling.top_p == 1 and not 0 < sampling.top_k < vocabulary:
+    if 0 < sampling.top_k < logits.shape[1]:
+        head, ids = probabilities.topk(sampling.top_k, dim=-1)
+        weights = head.double()
+        nucleus = _nucleus(weights, sampling.top_p * weights.sum(-1, keepdim=True))
+        return ids.gather(1, _invert(nucleus, uniforms)[:, None])[:, 0]
+    if sampling.top_p == 1:
         return _invert(probabilities.double(), uniforms)
-    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-    rest = torch.arange(len(logits), device=logits.device)
-    heads = (sampling.top_k,) if sampling.top_k else _HEADS
-    for width in (*(head for head in heads if head < vocabulary), vocabulary):
-        drawn, complete = _draw_from_head(probabilities[rest], uniforms[rest], width, sampling)
-        tokens[rest] = drawn
-        rest = rest[~complete]
+    tokens, complete = _draw_above(probabilities, uniforms, _LEAST[0], sampling.top_p)
+    for least in _LEAST[1:]:
+        rest = torch.nonzero(~complete)[:, 0]
         if not len(rest):
             break
+        drawn, whole = _draw_above(probabilities[rest], uniforms[rest], least, sampling.top_p)
+        tokens[rest], complete[rest] = drawn, whole
     return tokens
 
 
-def _draw_from_head(
-    probabilities: torch.Tensor, uniforms: torch.Tensor, width: int, sampling: Sampling
+def _draw_above(
+    probabilities: torch.Tensor, uniforms: torch.Tensor, least: float, top_p: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw from the nucleus among the ``width`` most probable tokens of each row.
+    """Draw from the nucleus among each row's tokens of more than ``least`` probability.
+
+    Sorting these few takes a small part of the time of looking for the k largest of all.
 
     Returns:
         Token ids int64 [rows], and bool [rows]: whether the whole nucleus is among those tokens.
     """
-    head, ids = probabilities.topk(width, dim=-1)
+    rows, ids = torch.nonzero(probabilities > least, as_tuple=True)
+    counts = torch.bincount(rows, minlength=len(probabilities))
+    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    shape = len(probabilities), max(int(counts.max()), 1)
+    head, head_ids = probabilities.new_zeros(shape), ids.new_zeros(shape)
+    head[rows, places], head_ids[rows, places] = probabilities[rows, ids], ids
+    # Stable, so that the order of equal ones does not depend on the other rows.
+    head, order = head.sort(dim=-1, descending=True, stable=True)
     weights = head.double()
-    cumulative = weights.cumsum(-1)
-    whole = cumulative[:, -1:] if sampling.top_k else 1.0
-    mass = sampling.top_p * whole
-    nucleus = torch.where(cumulative - weights < mass, weights, 0.0)
-    places = _invert(nucleus, uniforms)
-    return ids.gather(1, places[:, None])[:, 0], (cumulative[:, -1:] >= mass)[:, 0]
+    # A row without any such token has no place; nor is its nucleus complete.
+    place = _invert(_nucleus(weights, top_p), uniforms).clamp_(max=shape[1] - 1)[:, None]
+    complete = weights.cumsum(-1)[:, -1] >= top_p
+    return head_ids.gather(1, order.gather(1, place))[:, 0], complete
+
+
+def _nucleus(weights: torch.Tensor, mass: torch.Tensor | float) -> torch.Tensor:
+    """The first weights, float64 [rows, n], that together reach a mass; zero instead of others."""
+    return torch.where(weights.cumsum(-1) - weights < mass, weights, 0.0)
 
 
 def _invert(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,7 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from megatron_sbp.errors import InputError
 from megatron_sbp.synthesis import hf
 from megatron_sbp.synthesis.engine import END_OF_DOCUMENT, LENGTH, Continuation, Request, Sampling
 from megatron_sbp.synthesis.hf import HuggingFaceEngine
+from megatron_sbp.synthesis.shelves import Shelves, Sizes
 from tests.synthesis.conftest import CONTEXT
 
 NUCLEUS = Sampling(temperature=1.0, top_p=0.9, top_k=0)
@@ -115,6 +118,64 @@ def test_logits_do_not_depend_on_the_batch(
         assert documents == reference[0]
         if products_do_not_depend_on_rows():
             assert logits == reference[1]
+
+
+def test_documents_do_not_depend_on_what_is_fast_on_the_device(
+    tiny_model: Path, eod: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's ways on a CPU: prompts read together, a wait before refilling, other shelves."""
+    sizes = Sizes(least=32, steps=1, rows=3, slots=100)
+    monkeypatch.setattr(hf, "_CPU", replace(hf._GPU, sizes=sizes, prompt_tokens=200, refill=4))
+    asked = requests(24, 512)
+    made = outcome(make(tiny_model, eod, batch_size=9).generate(asked))
+    assert made == {one.number: naive(tiny_model, eod, one) for one in asked}
+
+
+def test_a_document_may_end_at_once_and_with_it_all_others(tiny_model: Path) -> None:
+    """One new token each, so that every row is refilled after every step."""
+    asked = requests(40, 512)
+    for one in asked:
+        one.uniforms = one.uniforms[:1]
+    ended = outcome(make(tiny_model, -1, batch_size=8).generate(asked))
+    expected = {one.number: naive(tiny_model, -1, one) for one in asked}
+    assert ended == expected
+    # The same tokens when each of them ends its document.
+    for number in (0, 1, 2):
+        token = expected[number][0][0]
+        alone = outcome(make(tiny_model, token, batch_size=8).generate([asked[number]]))
+        assert alone == {number: ([], END_OF_DOCUMENT)}
+
+
+def test_memory_follows_the_documents_at_work(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound in the docstring of ``Shelves``, after every document of a run."""
+    made: list[Shelves] = []
+
+    class Kept(Shelves):
+        def __init__(self, *given: Any):
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr(hf, "Shelves", Kept)
+    engine = make(tiny_model, -1, batch_size=40)
+    random = np.random.default_rng(12)
+    long = [
+        Request(number=number, prompt=np.arange(3, 100), uniforms=random.random(25))
+        for number in range(40)
+    ]
+    short = [
+        Request(number=number, prompt=np.arange(3, 9), uniforms=random.random(4))
+        for number in range(40, 200)
+    ]
+    for _ in engine.generate(long + short):
+        (shelves,) = made
+        for shelf in shelves:
+            rows = sum(block.keys.shape[1] for block in shelf.blocks)
+            assert rows < len(shelf.documents) + 2 * shelf.blocks[0].keys.shape[1]
+            for document in shelf.documents:
+                # A document that has just grown out of its room moves before the next step.
+                assert document.position <= shelf.columns <= max(64, 1.25 * document.position + 64)
 
 
 def products_do_not_depend_on_rows() -> bool:

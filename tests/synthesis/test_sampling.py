@@ -43,8 +43,9 @@ def test_tokens_have_the_probabilities_that_transformers_gives_them(
     np.testing.assert_allclose(frequency, warped(logits, how)[0], atol=1.01 / 4000)
 
 
-def test_rows_are_drawn_apart() -> None:
+def test_rows_are_drawn_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same row gives the same token whatever rows are beside it: flat, peaked or equal."""
+    monkeypatch.setattr(sampling, "_LEAST", (first := 2**-7, last := 2**-9, 0.0))
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(200, 3000, generator=generator) * torch.rand(200, 1, generator=generator)
     logits[::3] *= 20
@@ -53,11 +54,23 @@ def test_rows_are_drawn_apart() -> None:
     together = sample(logits, uniforms, how)
     apart = [sample(logits[[row]], uniforms[[row]], how) for row in range(200)]
     assert torch.equal(together, torch.cat(apart))
-    nuclei = (warped(logits, how) > 0).sum(1)
-    first, second = sampling._HEADS
-    # Rows of every kind were there: nuclei within the first head, the second, and beyond.
-    assert (nuclei < first).any() and (nuclei > second).any()
-    assert ((nuclei > first) & (nuclei < second)).any()
+    # Rows of every kind were there: nuclei that end above the first bound, between, and below all.
+    distributions = torch.softmax(logits.double(), -1).numpy()
+    smallest = np.where(warped(logits, how) > 0, distributions, 1).min(1)
+    assert (smallest > first).any() and (smallest < last).any()
+    assert ((smallest < first) & (smallest > last)).any()
+
+
+def test_equal_probabilities_are_drawn_in_the_order_of_their_ids() -> None:
+    """Also beside rows with more tokens: a sort of another length must not change their order."""
+    logits = torch.zeros(2, 5000)
+    logits[0, 100:400] = 20
+    logits[1] = 5 * torch.randn(5000, generator=torch.Generator().manual_seed(6))
+    how = Sampling(temperature=1.0, top_p=0.9, top_k=0)
+    for place in range(0, 270, 7):
+        uniforms = torch.full((2,), (place + 0.5) / 270, dtype=torch.float64)
+        assert sample(logits, uniforms, how)[0] == 100 + place
+        assert sample(logits[:1], uniforms[:1], how)[0] == 100 + place
 
 
 def test_temperature_zero_takes_the_most_probable_token() -> None:
