@@ -2,6 +2,7 @@
 
     python -m benchmarks.packing
     python -m benchmarks.packing --pairs 100000000
+    python -m benchmarks.packing --context-documents 4
 
 Index: pairs of random documents, whose lengths are log-normal like those of web pages, are indexed
 by the dataset itself, from files that it maps (the .bin is sparse: indexing does not read it).
@@ -53,6 +54,8 @@ class Options:
     """Documents of the corpus that rows are read from."""
     rows: int = 5000
     """Rows that are read."""
+    context_documents: int = field(default=1, metadata={"metavar": "K"})
+    """Most documents of a context."""
     seed: int = 0
     """Of the lengths, pairs and tokens."""
     directory: str | None = field(default=None, metadata={"metavar": "DIR"})
@@ -60,7 +63,8 @@ class Options:
     ones."""
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "per_document", "length", "median", "documents", "rows"):
+        for name in """pairs per_document length median documents rows
+        context_documents""".split():
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag} {getattr(self, name)}: must be at least 1")
@@ -132,8 +136,10 @@ def build_pairs(prefix: Path, store: Path, options: Options, **changes: Any) -> 
         pairs=(str(store),),
         before=(_EOD,),
         between=(1,),
+        separator=(1,),
         after=(_EOD,),
         eod=_EOD,
+        context_documents=options.context_documents,
         **changes,
     )
     sizes = (None, None, None)
@@ -224,7 +230,10 @@ def measure_index(directory: Path, options: Options) -> None:
     counts = dataset.counts()
     share = counts["tokens"] / (counts["rows"] * options.length)
     padded = counts["tokens"] / (counts["pairs"] * options.length)
-    print(f"{options.pairs:,} pairs of {documents:,} documents, rows of {options.length:,}")
+    print(
+        f"{options.pairs:,} pairs of {documents:,} documents, rows of {options.length:,}, contexts "
+        f"of {options.context_documents}"
+    )
     print(f"index            {seconds:9.1f} s   {options.pairs / seconds / 1e6:.2f} M pairs/s")
     print(f"found in cache   {again:9.1f} s")
     print(f"memory           {held / 2**20:9.0f} MiB")

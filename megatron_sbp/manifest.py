@@ -343,6 +343,11 @@ class Stage:
             if self._resumable and (self.workspace / FILENAME).exists():
                 begun = Manifest.read(self.workspace)
                 self._refuse_other(begun, self.workspace)
+                if begun.outputs:  # The run was stopped between its last two steps.
+                    self.manifest = begun
+                    self._give_name()
+                    self._release_lock()
+                    return
                 self.manifest.seconds = begun.seconds
                 for leftover in self.workspace.rglob(".*.tmp-*"):  # of an atomic_write
                     leftover.unlink()
@@ -398,18 +403,25 @@ class Stage:
             peak_memory: Bytes; the default is this process's own (and its children's) peak.
         """
         manifest = self.manifest
-        (self.workspace / FILENAME).unlink(missing_ok=True)
+        own = {self.workspace / _LOCK, self.workspace / FILENAME}
+        outputs = {}
         for path in sorted(self.workspace.rglob("*")):
-            own = path == self.workspace / _LOCK or self.scratch in path.parents
-            if path.is_file() and not own:
+            if path.is_file() and path not in own and self.scratch not in path.parents:
                 _flush(path)
                 entry = fingerprint(path) | {"mtime_ns": path.stat().st_mtime_ns}
-                manifest.outputs[str(path.relative_to(self.workspace))] = entry
+                outputs[str(path.relative_to(self.workspace))] = entry
         manifest.counts = json.loads(json.dumps(dict(counts)))
         manifest.seconds += time.perf_counter() - self._started
         manifest.peak_memory_bytes = peak_memory or peak_memory_bytes()
         manifest.environment = environment()
+        # All at once: a manifest in a workspace that lists outputs says that they are complete.
+        manifest.outputs = outputs
         manifest.write(self.workspace)
+        self._give_name()
+        return manifest
+
+    def _give_name(self) -> None:
+        """Turn a workspace whose manifest lists its outputs into the finished box."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         _flush(self.workspace)
         os.rename(self.workspace, self.directory)  # takes the place of an empty directory
@@ -417,7 +429,6 @@ class Stage:
         # Only now: a second run must find the lock as long as there is a workspace.
         (self.directory / _LOCK).unlink()
         _flush(self.directory.parent)
-        return manifest
 
     def __enter__(self) -> Self:
         return self

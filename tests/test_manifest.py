@@ -133,6 +133,36 @@ def test_seconds_of_resumed_attempts_add_up(
         assert stage.finish(counts={}).seconds == pytest.approx(39)
 
 
+@pytest.mark.parametrize(("step", "complete"), [("environment", False), ("os.rename", True)])
+def test_a_stage_stopped_while_it_finishes_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, complete: bool
+) -> None:
+    """Before its outputs are recorded it goes on with its pieces, afterwards it is complete."""
+    box = tmp_path / "box"
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"megatron_sbp.manifest.{step}", stop)
+        with Stage.open(box, "mine", options={}, inputs=[], resumable=True) as stage:
+            stage.scratch.mkdir()
+            (stage.scratch / "piece").write_text("piece")
+            (stage.workspace / "data").write_text("data")
+            stage.finish(counts={"rows": 4})
+    assert not box.exists()
+    with Stage.open(box, "mine", options={}, inputs=[], resumable=True) as stage:
+        assert stage.complete == complete
+        if not complete:
+            assert (stage.scratch / "piece").read_text() == "piece"
+            stage.finish(counts={"rows": 4})
+    finished = Manifest.read(box)
+    assert (finished.counts, [*finished.outputs]) == ({"rows": 4}, ["data"])
+    finished.check_outputs(box)
+    assert {path.name for path in box.iterdir()} == {"data", "manifest.json"}
+    assert not (tmp_path / "box.partial").exists()
+
+
 def test_a_finished_output_is_recognised_wherever_its_inputs_lie(tmp_path: Path) -> None:
     for place in ("here", "there"):
         (tmp_path / place).mkdir()

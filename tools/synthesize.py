@@ -2,7 +2,8 @@
 
 from megatron_sbp import cli
 from megatron_sbp.ranks import Ranks
-from megatron_sbp.synthesis.synthesize import SynthesizeOptions, synthesize
+from megatron_sbp.synthesis.options import SynthesizeOptions
+from megatron_sbp.synthesis.synthesize import synthesize
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ claim is an empty file beside it. Complete shards are all that an interrupted ru
 number of ranks can continue it.
 """
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import numpy as np
 
 from megatron_sbp.corpus.indexed import IndexedWriter
 from megatron_sbp.manifest import atomic_write
-from megatron_sbp.synthesis.engine import END_OF_DOCUMENT, LENGTH
-from megatron_sbp.synthesis.store import COLUMNS, Provenance, column_path
+from megatron_sbp.synthesis.engine import END_OF_DOCUMENT
+from megatron_sbp.synthesis.store import COLUMNS, ColumnWriter, Provenance
+
+_PER_DIRECTORY = 1000  # shards; some file systems are slow with more files in one place
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -32,13 +35,15 @@ class Generated:
 
 
 class Shards:
-    """The shards of one run in its workspace.
+    """The shards of one run, or of one part of it, in its workspace.
 
     Args:
         directory: Where they lie; made with the first one.
         documents_per_shard: Documents of each but the last one.
         num_documents: The run ends after so many documents; None if it is not so limited.
         num_tokens: The run ends with the document that brings it to so many tokens; None likewise.
+        part: From 0; the document numbers of a part are this, this + ``parts``, and so on.
+        parts: How many parts there are.
     """
 
     def __init__(
@@ -47,46 +52,54 @@ class Shards:
         documents_per_shard: int,
         num_documents: int | None,
         num_tokens: int | None,
+        part: int = 0,
+        parts: int = 1,
     ):
         self._directory = directory
         self._per_shard = documents_per_shard
         self._num_documents, self._num_tokens = num_documents, num_tokens
+        self._part, self._parts = part, parts
         self._checked = 0  # Shards from the first one on that were seen complete, and their
         self._tokens = 0  # tokens.
 
-    def path(self, number: int) -> Path:
+    def path(self, shard: int) -> Path:
         """The file of a shard."""
-        return self._directory / f"{number:07d}.npz"
+        return self._directory / f"{shard // _PER_DIRECTORY:05d}" / f"{shard:08d}.npz"
 
     def numbers(self, shard: int) -> range:
         """Document numbers of a shard; empty past the end of the run."""
         stop = (shard + 1) * self._per_shard
         if self._num_documents is not None:
             stop = min(stop, self._num_documents)
-        return range(shard * self._per_shard, stop)
+        rows = range(shard * self._per_shard, stop)
+        return range(
+            self._part + rows.start * self._parts, self._part + rows.stop * self._parts, self._parts
+        )
 
     def of(self, document: int) -> int:
         """The shard of a document number."""
-        return document // self._per_shard
+        return document // self._parts // self._per_shard
 
     def release(self) -> None:
         """Forget what ranks of an interrupted run had claimed."""
-        for path in self._directory.glob("*.claim"):
+        for path in self._directory.glob("*/*.claim"):
             path.unlink()
 
     def claim(self) -> Iterator[int]:
         """Yield shards for this rank to make, the next one that nobody has, until it is enough."""
-        number = 0
-        while self.numbers(number) and not self.enough():
-            if not self.path(number).exists() and self._claimed(number):
-                yield number
-            number += 1
+        before = set(self.present())
+        for shard in itertools.count():
+            if not self.numbers(shard) or self.enough():
+                return
+            if shard not in before and self._claimed(shard):
+                yield shard
 
-    def _claimed(self, number: int) -> bool:
-        """Whether this rank is the first one to claim a shard."""
-        self._directory.mkdir(exist_ok=True)
+    def _claimed(self, shard: int) -> bool:
+        """Whether this rank is the first one to claim a shard, which was not there at the start."""
+        path = self.path(shard).with_suffix(".claim")
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.path(number).with_suffix(".claim").touch(exist_ok=False)
+            path.touch(exist_ok=False)
         except FileExistsError:
             return False
         return True
@@ -95,7 +108,7 @@ class Shards:
         """Whether nothing is left to make."""
         if self._num_documents is None:
             return self.enough()
-        return all(self.path(n).exists() for n in range(-(-self._num_documents // self._per_shard)))
+        return len(self.present()) == -(-self._num_documents // self._per_shard)
 
     def enough(self) -> bool:
         """Whether the complete shards from the first one on hold the wanted number of tokens."""
@@ -106,48 +119,51 @@ class Shards:
             self._checked += 1
         return self._tokens >= self._num_tokens
 
-    def write(self, number: int, documents: Sequence[Generated], seconds: float) -> None:
+    def write(self, shard: int, documents: Sequence[Generated], seconds: float) -> None:
         """Write a complete shard.
 
         Args:
-            number: Of the shard.
+            shard: Its number.
             documents: All its documents, in order.
             seconds: Time that a rank spent on it.
         """
         origins = [document.provenance for document in documents]
+        tokens = np.concatenate([document.tokens for document in documents])
         columns: dict[str, Any] = {
-            "tokens": np.concatenate([document.tokens for document in documents]),
+            # A run of many tokens has them on disk twice, here and in the output.
+            "tokens": tokens.astype(np.min_scalar_type(int(tokens.max()))),
             "lengths": np.array([len(document.tokens) for document in documents]),
-            "seed": np.array([origin.seed for origin in origins], COLUMNS["seed"]),
-            "sampling_seed": np.array(
-                [origin.sampling_seed for origin in origins], COLUMNS["sampling_seed"]
-            ),
-            "finish_reason": np.array(
-                [document.finish_reason for document in documents], COLUMNS["finish_reason"]
-            ),
-            "seed_tokens": np.array([origin.seed_tokens for origin in origins]),
             "seed_cut": np.array([origin.seed_cut for origin in origins]),
             "seconds": np.array(seconds),
         }
-        with atomic_write(self.path(number)) as temporary, open(temporary, "wb") as file:
+        for name, dtype in COLUMNS.items():
+            of = documents if name == "finish_reason" else origins
+            columns[name] = np.array([getattr(one, name) for one in of], dtype)
+        with atomic_write(self.path(shard)) as temporary, open(temporary, "wb") as file:
             np.savez(file, **columns)
 
-    def _column(self, number: int, name: str) -> np.ndarray:
-        with np.load(self.path(number)) as file:
+    def _column(self, shard: int, name: str) -> np.ndarray:
+        with np.load(self.path(shard)) as file:
             return file[name]
 
     def present(self) -> list[int]:
         """Numbers of all shards that are there."""
-        return sorted(int(path.stem) for path in self._directory.glob("[0-9]*.npz"))
+        return sorted(int(path.stem) for path in self._directory.glob("*/[0-9]*.npz"))
 
     def effort(self) -> tuple[int, int, float]:
         """Documents, tokens and seconds of all ranks in the shards that are there."""
-        lengths = [self._column(number, "lengths") for number in self.present()]
-        seconds = [float(self._column(number, "seconds")) for number in self.present()]
-        return sum(map(len, lengths)), int(sum(map(np.sum, lengths))), sum(seconds)
+        documents, tokens, seconds = 0, 0, 0.0
+        for shard in self.present():
+            with np.load(self.path(shard)) as file:
+                documents += len(file["lengths"])
+                tokens += int(file["lengths"].sum())
+                seconds += float(file["seconds"])
+        return documents, tokens, seconds
 
     def assemble(self, prefix: Path, dtype: np.dtype[Any]) -> dict[str, Any]:
         """Write the corpus from the shards, in document order, up to where the run ends.
+
+        One shard is in memory at a time, and 4 bytes per document.
 
         Args:
             prefix: Where to write.
@@ -156,31 +172,25 @@ class Shards:
         Returns:
             Figures of the documents written.
         """
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
-        seed_tokens = seeds_cut = 0
-        with IndexedWriter(prefix, dtype) as writer:
+        seed_tokens = seeds_cut = ended = 0
+        with IndexedWriter(prefix, dtype) as writer, ColumnWriter(prefix) as columns:
             for number in self.present():
                 with np.load(self.path(number)) as file:
                     shard = dict(file)
                 keep = self._wanted(shard["lengths"], writer.tokens)
                 lengths = shard["lengths"][:keep]
                 writer.extend(shard["tokens"][: lengths.sum()], lengths)
-                seed_tokens += int(shard["seed_tokens"][:keep].sum())
-                seeds_cut += int(shard["seed_cut"][:keep].sum())
-                for name, parts in columns.items():
-                    parts.append(shard[name][:keep])
+                kept = {name: shard[name][:keep] for name in (*COLUMNS, "seed_cut")}
+                columns.extend(kept)
+                seed_tokens += int(kept["seed_tokens"].sum(dtype=np.int64))
+                seeds_cut += int(kept["seed_cut"].sum())
+                ended += int((kept["finish_reason"] == END_OF_DOCUMENT).sum())
                 if keep < len(shard["lengths"]):
                     break
-        for name, parts in columns.items():
-            np.save(column_path(prefix, name), np.concatenate(parts))
-        reasons = np.concatenate(columns["finish_reason"])
         return {
             "documents": len(writer),
             "tokens": writer.tokens,
-            "finish_reasons": {
-                "eod": int((reasons == END_OF_DOCUMENT).sum()),
-                "length": int((reasons == LENGTH).sum()),
-            },
+            "finish_reasons": {"eod": ended, "length": len(writer) - ended},
             "mean_tokens": writer.tokens / len(writer),
             "mean_seed_tokens": seed_tokens / len(writer),
             "seeds_cut": seeds_cut,

@@ -1,13 +1,11 @@
 """The synthesize stage: seed documents in, documents drawn from p(d2|d1) out."""
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
@@ -18,85 +16,20 @@ from megatron_sbp.corpus.indexed import optimal_dtype
 from megatron_sbp.corpus.template import Template
 from megatron_sbp.corpus.tokenizer import Tokenizer
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import Manifest, Stage, peak_memory_bytes
+from megatron_sbp.manifest import Manifest, Stage, atomic_write, peak_memory_bytes
+from megatron_sbp.mining.pairs import PairStore
 from megatron_sbp.ranks import Ranks
-from megatron_sbp.synthesis import model
-from megatron_sbp.synthesis.engine import Engine, Request, Sampling
+from megatron_sbp.synthesis import generations, model
+from megatron_sbp.synthesis.engine import Engine, Request
+from megatron_sbp.synthesis.options import SynthesizeOptions
 from megatron_sbp.synthesis.prompts import Prompts
+from megatron_sbp.synthesis.seeds import UNIFORM, Neighbors, Seeds, write_cumulative
 from megatron_sbp.synthesis.shards import Generated, Shards, ShardWriter
-from megatron_sbp.synthesis.store import Provenance
+from megatron_sbp.synthesis.store import Provenance, checkpoint_id, column_path
+from megatron_sbp.synthesis.tuning import check_prompt
 
-_MODEL, _SHARDS = "model", "shards"  # what lies in the workspace until the output is complete
-# Options that do not decide the content; the content of these paths is among the inputs.
-_FREE = ("load", "corpus", "output_prefix", "tokenizer", "batch_size", "device")
-
-
-@dataclass(kw_only=True, slots=True)
-class SynthesizeOptions:
-    """Options of ``tools/synthesize.py``."""
-
-    load: str = field(metadata={"metavar": "CKPT"})
-    """The tuned synthesizer: a directory that Megatron saved to, or a Hugging Face directory."""
-    corpus: list[str] = field(metadata={"metavar": "PREFIX"})
-    """Prefixes of the corpus that seeds are drawn from, every document with equal probability."""
-    output_prefix: str = field(metadata={"metavar": "S"})
-    """Path without .bin/.idx of the synthetic corpus; its directory must be empty or not exist."""
-    num_tokens: int | None = field(default=None, metadata={"metavar": "N"})
-    """Stop with the document that brings the corpus to N tokens."""
-    num_documents: int | None = field(default=None, metadata={"metavar": "N"})
-    """Stop after N documents; give this or --num-tokens."""
-    engine: Literal["hf"] = "hf"
-    """What generates; hf: Transformers with a key-value cache."""
-    temperature: float = 1.0
-    """Divisor of the logits; 0 takes the most probable token."""
-    top_p: float = 0.9
-    """Draw from the smallest set of most probable tokens with this much probability; 1: all."""
-    top_k: int = 0
-    """Draw from the K most probable tokens; 0: all."""
-    max_seed_tokens: int = 0
-    """Cut seeds to this many tokens; 0: half of the context, or what --max-new-tokens leaves."""
-    max_new_tokens: int = 0
-    """End a document after this many tokens; 0: when the context is full."""
-    template: str = "{bos}{d1}{sep}{d2}{eod}"
-    """The --sbp-template that the synthesizer was tuned with; it must end with {eod}."""
-    separator: str = "<|sep|>"
-    """The --sbp-separator that it was tuned with."""
-    seed: int = 0
-    """Seed of the run: it and a document's number decide everything random about the document."""
-    batch_size: int = field(default=64, metadata={"metavar": "DOCUMENTS"})
-    """Documents that a rank works on at a time."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """What to compute in."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: on a CUDA device if there is one."""
-    documents_per_shard: int = field(default=64, metadata={"metavar": "DOCUMENTS"})
-    """Documents that are written, and kept if the run is interrupted, together."""
-    tokenizer: str | None = field(default=None, metadata={"metavar": "DIR"})
-    """Tokenizer of the corpus, by default `tokenizer/` beside the first prefix."""
-
-    def __post_init__(self) -> None:
-        if (self.num_tokens is None) == (self.num_documents is None):
-            raise InputError("give either --num-tokens or --num-documents")
-        for name in ("num_tokens", "num_documents", "batch_size", "documents_per_shard"):
-            self._check(name, 1)
-        for name in ("temperature", "top_k", "max_seed_tokens", "max_new_tokens", "seed"):
-            self._check(name, 0)
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"--top-p {self.top_p}: must be above 0 and at most 1")
-
-    def _check(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
-
-    @property
-    def sampling(self) -> Sampling:
-        """How the next token is drawn."""
-        return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
-
-    def content(self) -> dict[str, Any]:
-        """What decides the content of the output, besides the inputs."""
-        return {name: value for name, value in asdict(self).items() if name not in _FREE}
+# What lies in the scratch directory until the output is complete.
+_MODEL, _SHARDS, _WEIGHTS = "model", "shards", "weights.npy"
 
 
 def synthesize(options: SynthesizeOptions, ranks: Ranks) -> Manifest:
@@ -106,69 +39,125 @@ def synthesize(options: SynthesizeOptions, ranks: Ranks) -> Manifest:
         InputError: On one rank, if corpus, tokenizer or model cannot be used or do not fit each
             other; the others end with status 2.
     """
-    corpus = ranks.together(lambda: _open_corpus(options))
-    source = ranks.together(lambda: model.find(options.load))
+    inputs = ranks.together(lambda: _open_inputs(options, ranks))
+    workers = ranks.together(lambda: options.workers(ranks.size))
     with ExitStack() as stack:
-        stage = ranks.on_first(lambda: stack.enter_context(_open_stage(options, corpus, source)))
-        workspace = ranks.share(None if stage is None or stage.complete else stage.workspace)
-        if workspace is not None:
-            shards = Shards(
-                workspace / _SHARDS,
-                options.documents_per_shard,
-                options.num_documents,
-                options.num_tokens,
-            )
-            prepare = partial(_prepare, options, corpus, source, shards, workspace)
-            directory = ranks.share(ranks.on_first(prepare))
-            assert directory is not None
-            ranks.together(lambda: _generate_share(options, corpus, directory, shards, ranks))
+        opened = partial(_open_stage, options, inputs)
+        stage = ranks.on_first(lambda: stack.enter_context(opened()))
+        scratch = ranks.share(None if stage is None or stage.complete else stage.scratch)
+        if scratch is not None:
+            shards = options.shards(scratch / _SHARDS)
+            prepare = partial(_prepare, options, inputs, shards, stage)
+            prepared = ranks.share(ranks.on_first(prepare))
+            assert prepared is not None
+            ranks.together(lambda: _generate_share(options, inputs, prepared, shards, ranks))
             peak = ranks.most(peak_memory_bytes())
-            finish = partial(_finish, options, corpus, source, shards, ranks.size, peak)
+            finish = partial(_finish, options, inputs, prepared, shards, workers, peak)
             ranks.on_first(lambda: stage and finish(stage))
         manifest = ranks.share(None if stage is None else stage.manifest)
         assert manifest is not None
         return manifest
 
 
-def _open_corpus(options: SynthesizeOptions) -> Corpus:
-    """The seed corpus, its tokenizer checked."""
+@dataclass(kw_only=True, slots=True)
+class _Inputs:
+    """What every rank opens."""
+
+    corpus: Corpus
+    """Where seeds are drawn from."""
+    neighbors: Neighbors | None
+    """What stands beside them, where that is asked for."""
+    source: model.Source
+    """The model."""
+    files: list[Path]
+    """All of it that decides the output."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Prepared:
+    """What rank 0 found out and made for all."""
+
+    directory: Path
+    """Where the model lies, exported if the engine needs that."""
+    sha256: str
+    """One checksum for all files of the model."""
+    generation: int
+    """The largest generation of the documents that it was trained on."""
+    weights: Path | None
+    """Sums of the seeds' weights; None where all have the same."""
+
+
+def _open_inputs(options: SynthesizeOptions, ranks: Ranks) -> _Inputs:
     corpus = Corpus(options.corpus, options.tokenizer)
-    _ = corpus.tokenizer
-    return corpus
+    if options.seed_corpus:
+        corpus = Corpus(options.seed_corpus, corpus.tokenizer.directory)
+    _ = corpus.tokenizer  # which checks it
+    columns = [column_path(prefix, "generation") for prefix in corpus.prefixes]
+    files = [*corpus.files(), *(path for path in columns if path.exists())]
+    neighbors = None
+    if options.pairs:
+        pairs = PairStore(options.pairs, check_rows=ranks.rank == 0)
+        neighbors = Neighbors(pairs, corpus, options.context_documents - 1)
+        files += pairs.files()
+    if options.weights_file:
+        files.append(Path(options.weights_file))
+    source = model.find(options.load, options.engine)
+    files += source.files()
+    return _Inputs(corpus=corpus, neighbors=neighbors, source=source, files=files)
 
 
-def _open_stage(options: SynthesizeOptions, corpus: Corpus, source: model.Source) -> Stage:
+def _open_stage(options: SynthesizeOptions, inputs: _Inputs) -> Stage:
     return Stage.open(
         Path(options.output_prefix).parent,
         "synthesize",
         options=options.content(),
-        inputs=[*corpus.files(), *source.files()],
+        inputs=inputs.files,
         resumable=True,
     )
 
 
 def _prepare(
-    options: SynthesizeOptions,
-    corpus: Corpus,
-    source: model.Source,
-    shards: Shards,
-    workspace: Path,
-) -> Path:
-    """Check that everything fits before anything is written; the model's directory."""
+    options: SynthesizeOptions, inputs: _Inputs, shards: Shards, stage: Stage | None
+) -> _Prepared:
+    """Check that everything fits before anything is written; on rank 0."""
+    assert stage is not None
     shards.release()
+    corpus, source = inputs.corpus, inputs.source
     source.check(corpus.tokenizer)
-    _prompts(options, corpus, source.context)
-    return source.prepare(corpus.tokenizer, workspace / _MODEL)
+    check_prompt(options)
+    generation = options.model_generation
+    if generation is None:
+        generation = generations.of_model(options.load)
+    stage.scratch.mkdir(exist_ok=True)
+    directory = stage.scratch / _MODEL
+    weights = None if options.seed_weights == UNIFORM else stage.scratch / _WEIGHTS
+    if weights and not weights.exists():
+        with atomic_write(weights) as temporary:
+            write_cumulative(options.seed_weights, corpus, temporary)
+    checksum = _checksum(source, stage.manifest)
+    prepared = _Prepared(
+        directory=directory, sha256=checksum, generation=generation, weights=weights
+    )
+    _prompts(options, inputs, prepared, source.context)
+    prepared.directory = source.prepare(corpus.tokenizer, directory)
+    return prepared
 
 
-def _prompts(options: SynthesizeOptions, corpus: Corpus, context: int) -> Prompts:
+def _prompts(
+    options: SynthesizeOptions, inputs: _Inputs, prepared: _Prepared, context: int
+) -> Prompts:
+    weights = None
+    if prepared.weights:
+        weights = np.asarray(np.load(prepared.weights, mmap_mode="r"))
     return Prompts(
-        corpus,
+        Seeds(inputs.corpus, weights, inputs.neighbors),
         context,
         seed=options.seed,
-        template=_template(options, corpus.tokenizer),
+        template=_template(options, inputs.corpus.tokenizer),
         max_seed_tokens=options.max_seed_tokens,
         max_new_tokens=options.max_new_tokens,
+        checkpoint=checkpoint_id(prepared.sha256),
+        generation=prepared.generation,
     )
 
 
@@ -188,42 +177,44 @@ def _template(options: SynthesizeOptions, tokenizer: Tokenizer) -> Template:
 
 
 def _generate_share(
-    options: SynthesizeOptions, corpus: Corpus, directory: Path, shards: Shards, ranks: Ranks
+    options: SynthesizeOptions,
+    inputs: _Inputs,
+    prepared: _Prepared,
+    shards: Shards,
+    ranks: Ranks,
 ) -> None:
     """Make shards until the run has enough."""
     if shards.complete():
         return
-    eod = corpus.tokenizer.eod
+    tokenizer = inputs.corpus.tokenizer
     engine = model.load_engine(
-        directory,
-        eod,
+        options,
+        prepared.directory,
         options.sampling,
-        batch_size=options.batch_size,
-        dtype=options.dtype,
-        device=options.device,
-        threads=ranks.cores,
-        rank=ranks.rank,
+        ranks,
+        eod=tokenizer.eod,
+        vocab_size=tokenizer.vocab_size,
     )
-    prompts = _prompts(options, corpus, engine.context)
-    generated = _documents(engine, prompts, shards, ranks, eod)
+    prompts = _prompts(options, inputs, prepared, engine.context)
+    generated = _documents(engine, prompts, shards, ranks, tokenizer.eod)
     if ranks.rank == 0:
-        _show(generated, options, shards, ranks.size)
+        _show(generated, options, shards, options.workers(ranks.size))
     else:
         for _ in generated:
             pass
 
 
 def _show(
-    generated: Iterator[Generated], options: SynthesizeOptions, shards: Shards, ranks: int
+    generated: Iterator[Generated], options: SynthesizeOptions, shards: Shards, workers: int
 ) -> None:
-    """Run rank 0's share and show the progress of all ranks, which advance alike."""
+    """Run rank 0's share and show the progress of all workers, which advance alike."""
     documents, tokens, _ = shards.effort()
     by_tokens = options.num_tokens is not None
     unit, before = ("tokens", tokens) if by_tokens else ("documents", documents)
-    total = options.num_tokens or options.num_documents or 0
+    total = (options.num_tokens or options.num_documents or 0) // options.numbered_part[1]
     with Progress("synthesize", total, unit, initial=min(before, total)) as progress:
         for document in generated:
-            step = ranks * (len(document.tokens) if by_tokens else 1)
+            step = workers * (len(document.tokens) if by_tokens else 1)
             progress.update(min(step, total - progress.done))
 
 
@@ -256,28 +247,31 @@ def _documents(
 
 def _finish(
     options: SynthesizeOptions,
-    corpus: Corpus,
-    source: model.Source,
+    inputs: _Inputs,
+    prepared: _Prepared,
     shards: Shards,
-    ranks: int,
+    workers: int,
     peak_memory: int,
     stage: Stage,
 ) -> Manifest:
     """Put the shards together and complete the output."""
-    tokenizer = corpus.tokenizer
+    tokenizer = inputs.corpus.tokenizer
     _, tokens, seconds = shards.effort()
     prefix = stage.workspace / Path(options.output_prefix).name
     figures = shards.assemble(prefix, optimal_dtype(tokenizer.vocab_size))
     tokenizers.copy(str(tokenizer.directory), stage.workspace / "tokenizer")
-    for name in (_SHARDS, _MODEL):
-        shutil.rmtree(stage.workspace / name, ignore_errors=True)
-    checksum = _checksum(source, stage.manifest)
     figures |= {
-        "generation_seconds": seconds / ranks,
-        "tokens_per_second": tokens * ranks / seconds,
-        "checkpoint": {"path": options.load, "sha256": checksum},
-        "corpus": corpus.fingerprints,
+        "generation_seconds": seconds / workers,
+        "tokens_per_second": tokens * workers / seconds,
+        "checkpoint": {
+            "path": options.load,
+            "sha256": prepared.sha256,
+            "generation": prepared.generation,
+        },
+        "corpus": inputs.corpus.fingerprints,
     }
+    if options.pairs:
+        figures["pairs"] = options.pairs
     return stage.finish(counts=figures, peak_memory=peak_memory)
 
 

@@ -51,6 +51,22 @@ def larger_corpus(words_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory
             "the model's context of 128 tokens has room for 126 of seed and document",
         ),
         (
+            ["--corpus", "{corpus}", "--num-tokens", "9", "--part", "9"],
+            "--part 9: must be from 1/N",
+        ),
+        (
+            ["--corpus", "{corpus}", "--num-tokens", "9", "--context-documents", "2"],
+            "--context-documents 2, --pairs None: a context of several documents needs",
+        ),
+        (
+            ["--corpus", "{corpus}", "--num-tokens", "9", "--seed-weights", "{corpus}.idx"],
+            "--seed-weights {corpus}.idx: cannot be read",
+        ),
+        (
+            ["--corpus", "{corpus}", "--num-tokens", "9", "--seed-corpus", "{corpus}x"],
+            "{corpus}x.idx: No such file",
+        ),
+        (
             ["--corpus", "{corpus}", "--num-tokens", "9", "--separator", ""],
             "separator '': has no tokens",
         ),

@@ -19,6 +19,7 @@ from megatron_sbp.training.arguments import add_sbp_arguments, validate_and_comp
 from megatron_sbp.training.data import special_token
 from megatron_sbp.training.fp8 import check_shapes
 from megatron_sbp.training.lint.check import Check, Finding
+from megatron_sbp.training.sources import training_rows
 
 # Of the chip that the run would find. From Blackwell (10) on, Megatron asks for no variables of the
 # environment, which here is not that of the run.
@@ -139,11 +140,6 @@ def _any_device() -> Iterator[None]:
     finally:
         torch.cuda.get_device_capability = capability
         megatron_arguments.get_device_arch_version = version
-
-
-def training_rows(args: Namespace) -> int:
-    """Rows that the run trains on."""
-    return int(args.train_samples or (args.train_iters or 0) * args.global_batch_size)
 
 
 def check_lengths(args: Namespace) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ They import Megatron, so they are imported when the options are known to be righ
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -105,10 +106,10 @@ def lint(options: LintOptions, arguments: Sequence[str]) -> Iterator[Finding | s
     Raises:
         InputError: If the arguments cannot be parsed.
     """
-    with _quiet():
+    with quiet():
         from megatron_sbp.training.lint import arguments as given
         from megatron_sbp.training.lint import data, pairs
-    run = _parsed(arguments, options.lint_world_size)
+    run = parsed(arguments, options.lint_world_size)
     color = options.color
     sound = True
     for name, check in chain(
@@ -116,18 +117,18 @@ def lint(options: LintOptions, arguments: Sequence[str]) -> Iterator[Finding | s
         data.checks(run, options.lint_documents),
         pairs.checks(run),
     ):
-        for finding in _findings(name, check):
+        for finding in findings(name, check):
             sound = sound and finding.status != "error"
             yield finding
     if sound and options.lint_preview:
         yield from _preview(run, options, color)
 
 
-def _parsed(arguments: Sequence[str], world_size: int) -> "Run":
+def parsed(arguments: Sequence[str], world_size: int) -> "Run":
     """Parse the run's arguments with Megatron's parser, as the run does."""
     from megatron_sbp.training.lint.arguments import parse
 
-    with _quiet() as said:
+    with quiet() as said:
         try:
             return parse(arguments, world_size)
         except SystemExit:
@@ -135,20 +136,26 @@ def _parsed(arguments: Sequence[str], world_size: int) -> "Run":
     raise InputError(f"{message}; the arguments are those of megatron_sbp.pretrain, see its --help")
 
 
-def _findings(name: str, check: Check) -> Iterator[Finding]:
+def findings(name: str, check: Check) -> Iterator[Finding]:
     """What a check found; what it raised is an error that it found."""
     found: list[Finding] = []
-    with _quiet() as said:
+    with quiet() as said:
         try:
             for finding in check():
                 found.append(finding)
         except InputError as error:
             found.append(Finding("error", name, str(error)))
         except Exception as error:  # Megatron asserts, and so would the run
-            found.append(Finding("error", name, str(error) or type(error).__name__))
+            found.append(Finding("error", name, str(error) or _raised_at(error)))
         except SystemExit:
             found.append(Finding("error", name, _last_line(said)))
     yield from found
+
+
+def _raised_at(error: Exception) -> str:
+    """The line of code that raised an error which says nothing."""
+    (place,) = traceback.extract_tb(error.__traceback__)[-1:]
+    return f"{type(error).__name__}: {place.line}"
 
 
 def _last_line(said: io.StringIO) -> str:
@@ -167,12 +174,12 @@ def _preview(run: "Run", options: LintOptions, color: bool) -> Iterator[Finding 
             yield from preview.sources(run.args, train)
             lines.extend(preview.rows(train, run.tokenizer, options, color))
 
-    yield from _findings("training set", build)
+    yield from findings("training set", build)
     yield from lines
 
 
 @contextmanager
-def _quiet() -> Iterator[io.StringIO]:
+def quiet() -> Iterator[io.StringIO]:
     """Keep what Megatron prints from the output, and hand it out."""
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):

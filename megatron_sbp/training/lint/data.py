@@ -1,17 +1,13 @@
 """Checks of the data paths of a run: files, token ids, and how often every source is read."""
 
-import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from megatron.core.datasets.blended_megatron_dataset_config import BlendedMegatronDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
-from megatron.core.datasets.utils import Split, normalize
+from megatron.core.datasets.utils import Split
 
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.indexed import bin_path, idx_path
@@ -19,45 +15,12 @@ from megatron_sbp.corpus.tokenizer import FILENAME as TOKENIZER
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import FILENAME as MANIFEST
 from megatron_sbp.training.data import data_paths, gpt_config
-from megatron_sbp.training.lint.arguments import Run, training_rows
+from megatron_sbp.training.lint.arguments import Run
 from megatron_sbp.training.lint.check import Check, Finding
+from megatron_sbp.training.sources import Source, check_once, planned, sources
 
 _MAX_DOCUMENTS = 2**31 - 1  # Megatron keeps document numbers in int32 (its issue 1056).
 _LENGTHS = 1 << 22  # Lengths looked at at a time: tens of megabytes.
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Documents of one data path that belong to one split."""
-
-    split: Split
-    path: str
-    weight: float | None
-    """Share of the split's rows; None: all of its rows, once."""
-    share: tuple[float, float]
-    """Where its documents begin and end, as shares of the path's."""
-
-    def documents(self, count: int) -> tuple[int, int]:
-        """First document and last + 1, of ``count``; rounded as Megatron's builder does."""
-        first, last = (round(bound * float(count)) for bound in self.share)
-        return first, last
-
-
-def sources(config: BlendedMegatronDatasetConfig) -> list[Source]:
-    """What Megatron's data arguments say about every split."""
-    found = []
-    for split in Split:
-        blend, share = config.blend, (0.0, 1.0)
-        if config.blend_per_split is not None:
-            blend = config.blend_per_split[split.value]
-        else:
-            share = config.split_matrix[split.value]
-        if blend is None or share is None:
-            continue
-        paths, weights = blend
-        weights = [None] * len(paths) if weights is None else normalize(weights)
-        found += [Source(split, *one, share) for one in zip(paths, weights, strict=True)]
-    return found
 
 
 def checks(run: Run, documents: int) -> Iterator[tuple[str, Check]]:
@@ -183,7 +146,7 @@ def _check_tokens(run: Run, path: str, documents: int) -> Iterator[Finding]:
 def check_sources(run: Run) -> Iterator[Finding]:
     """How often the run reads every source of documents, and whether that is meant."""
     args = run.args
-    found = sources(gpt_config(args))
+    found = sources(args)
     yield from _check_overlap(found)
     training = [source for source in found if source.split is Split.train]
     paths = {source.path for source in training}
@@ -192,7 +155,7 @@ def check_sources(run: Run) -> Iterator[Finding]:
             text = f"--sbp-synthetic-data {path}: is not spelled as any of the training data paths"
             yield Finding("error", "sources", text)
     if args.sbp_objective == "lm":
-        yield from _check_epochs(run, training)
+        yield from _check_epochs(run)
 
 
 def _check_overlap(found: list[Source]) -> Iterator[Finding]:
@@ -207,50 +170,13 @@ def _check_overlap(found: list[Source]) -> Iterator[Finding]:
             yield Finding("warning", "sources", text)
 
 
-def _check_epochs(run: Run, training: list[Source]) -> Iterator[Finding]:
-    """Compare the tokens of every source with those that the run reads of it."""
-    args, length = run.args, run.args.seq_length
-    total = training_rows(args)
-    rows_there = 0
-    for source in training:
-        dataset = IndexedDataset(source.path)  # its lengths are gone as soon as it is
-        first, last = source.documents(len(dataset))
-        tokens = int(dataset.sequence_lengths[first:last].sum(dtype=np.int64))
-        if not tokens:
-            raise InputError(f"{source.path}: no tokens are in the training set; see --split")
-        rows_there += (tokens - 1) // length
-        asked, built = _rows(args, source, total, alone=len(training) == 1)
-        # As GPTDataset counts them; it reads one token more than the rows have.
-        epochs = 1 if built is None else math.ceil((built * length + 1) / tokens)
-        if source.path in args.sbp_synthetic_data and epochs > 1:
-            raise InputError(
-                f"{source.path}: the run asks for {built * length:,} tokens of its {tokens:,} "
-                f"synthetic ones and would read them {epochs} times; lower its weight or "
-                "synthesize more"
-            )
-        if asked is not None:
-            seen = asked * length
-            text = f"{seen:,} tokens are read of its {tokens:,}: {seen / tokens:.2f} epochs"
-            yield Finding("ok", "sources", f"{source.path}: {text}")
-    if training and training[0].weight is None and len(training) > 1:
-        if total > rows_there:
-            raise InputError(
-                f"the training paths have no weights, so they are read once: {rows_there:,} rows, "
-                f"but the run needs {total:,}; give every path a weight"
-            )
-        text = f"{total:,} of the {rows_there:,} rows of {len(training)} paths are read"
-        yield Finding("ok", "sources", text)
-
-
-def _rows(args: Any, source: Source, total: int, alone: bool) -> tuple[int | None, int | None]:
-    """Rows that the run reads of a source, and that Megatron's builder makes; None: all, once."""
-    per_split = args.data_path is None and args.data_args_path is None
-    if alone and (per_split or source.weight is None):
-        return total, total
-    if source.weight is None:
-        return None, None
-    asked = math.ceil(total * source.weight)
-    return asked, math.ceil(asked * (1 + args.mid_level_dataset_surplus))
+def _check_epochs(run: Run) -> Iterator[Finding]:
+    """How often every source is read."""
+    found = planned(run.args)
+    if not run.args.sbp_allow_synthetic_repeats:
+        check_once(found)
+    for source in found:
+        yield Finding("ok", "sources", source.line())
 
 
 def _check_cache(run: Run) -> Iterator[Finding]:

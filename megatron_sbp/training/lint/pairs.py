@@ -13,9 +13,9 @@ from megatron_sbp.mining.pairs import PairStore
 from megatron_sbp.training.data import paired_config
 from megatron_sbp.training.lint.arguments import Run, spelled
 from megatron_sbp.training.lint.check import Check, Finding
-from megatron_sbp.training.lint.data import sources
 from megatron_sbp.training.pairs.config import PairedDocumentDatasetConfig
 from megatron_sbp.training.pairs.documents import SplitDocuments, find_prefix
+from megatron_sbp.training.sources import sources
 
 _ROWS = 1 << 22  # Rows looked at at a time: tens of megabytes.
 
@@ -35,7 +35,7 @@ def checks(run: Run) -> Iterator[tuple[str, Check]]:
         covered: list[str] = []
         yield "pairs", partial(_check_paths, run.paths, config, covered)
         if covered == run.paths:
-            yield "pairs", partial(_check_splits, config)
+            yield "pairs", partial(_check_splits, run, config)
 
 
 def _check_template(run: Run, configs: list[PairedDocumentDatasetConfig]) -> Iterator[Finding]:
@@ -44,7 +44,10 @@ def _check_template(run: Run, configs: list[PairedDocumentDatasetConfig]) -> Ite
     configs.append(config)
     parts = zip((config.before, config.between, config.after), ("d1", "d2", ""), strict=True)
     shown = " ".join(f"{spelled(run.tokenizer, ids)} {document}" for ids, document in parts)
-    yield Finding("ok", "template", f"{shown.rstrip()}; {config.room:,} tokens for both documents")
+    others = config.context_documents - 1
+    beside = f", with d1 up to {others:,} of its neighbors" if others else ""
+    text = f"{shown.rstrip()}; {config.room:,} tokens for both documents{beside}"
+    yield Finding("ok", "template", text)
 
 
 def _check_store(directory: str, paths: list[str], stores: list[PairStore]) -> list[Finding]:
@@ -75,10 +78,10 @@ def _check_paths(
             covered.append(path)
 
 
-def _check_splits(config: PairedDocumentDatasetConfig) -> Iterator[Finding]:
+def _check_splits(run: Run, config: PairedDocumentDatasetConfig) -> Iterator[Finding]:
     """Count the pairs of every store in the splits, and those that are in none."""
     splits: dict[PairStore, dict[Split, SplitDocuments]] = {}
-    for source in sources(config):
+    for source in sources(run.args):
         store = find_prefix(source.path, config).pairs
         documents = splits.setdefault(store, {})
         if source.split not in documents:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from megatron.core import mpu
 from megatron.core.datasets.blended_dataset import BlendedDataset
 
 from megatron_sbp.training.data import DatasetsProvider
+from megatron_sbp.training.indexes import one_builder
 from megatron_sbp.training.ledger import ledger
-from megatron_sbp.training.lint.arguments import training_rows
 from megatron_sbp.training.lint.check import Finding, LintOptions
+from megatron_sbp.training.sources import training_rows
 
 
 @contextmanager
@@ -27,18 +27,11 @@ def training_set(args: Namespace, rows: int) -> Iterator[Any]:
         args: The run's arguments.
         rows: Rows that are needed, at least one.
     """
-    # The one process of a layout that builds all there is.
-    mpu.set_tensor_model_parallel_rank(0)
-    mpu.set_pipeline_model_parallel_rank(0)
-    try:
-        with tempfile.TemporaryDirectory(prefix="lint_corpus-") as cache:
-            # How often synthetic documents are read depends on the rows; that was checked before.
-            changes = {"data_cache_path": cache, "sbp_synthetic_data": []}
-            provider = DatasetsProvider(Namespace(**vars(args) | changes))
-            yield provider([rows, None if args.full_validation else rows, rows])[0]
-    finally:
-        mpu.set_tensor_model_parallel_rank(None)
-        mpu.set_pipeline_model_parallel_rank(None)
+    with one_builder(), tempfile.TemporaryDirectory(prefix="lint_corpus-") as cache:
+        # How often synthetic documents are read depends on the rows; that was checked before.
+        changes = {"data_cache_path": cache, "sbp_synthetic_data": []}
+        provider = DatasetsProvider(Namespace(**vars(args) | changes))
+        yield provider([rows, None if args.full_validation else rows, rows])[0]
 
 
 def sources(args: Namespace, train: Any) -> Iterator[Finding]:

@@ -22,6 +22,8 @@ class PairedDocumentDatasetConfig(BlendedMegatronDatasetConfig):
     """SHA-256 of each pair store's manifest; set from ``pairs``."""
     before: tuple[int, ...] = ()
     """Token ids before d1."""
+    separator: tuple[int, ...] = ()
+    """Token ids between the documents of a context of several."""
     between: tuple[int, ...] = ()
     """Token ids between d1 and d2."""
     after: tuple[int, ...] = ()
@@ -30,6 +32,9 @@ class PairedDocumentDatasetConfig(BlendedMegatronDatasetConfig):
     """Token id that is stripped from the end of both documents as they are read."""
     pad: int = 0
     """Token id that fills a row; never supervised."""
+    context_documents: int = 1
+    """Most documents in the place of d1: itself and its best neighbors in the pair store. All that
+    is said of d1 elsewhere then holds for these documents with the separator between them."""
     direction: Literal["forward", "backward", "both", "random"] = "forward"
     """Which document of a stored pair is d1: anchor, neighbor, each once, one by the seed."""
     packing: bool = True
@@ -55,6 +60,12 @@ class PairedDocumentDatasetConfig(BlendedMegatronDatasetConfig):
                 "the template has nothing before d2 but d1, so the first token of d2 cannot be "
                 "predicted where d1 is empty; put {bos} before {d1} or {sep} after it"
             )
+        if self.context_documents < 1:
+            raise InputError(
+                f"--sbp-context-documents {self.context_documents}: must be at least 1"
+            )
+        if self.context_documents > 1 and not self.separator:
+            raise InputError("--sbp-context-documents needs --sbp-separator between documents")
         if not 0 <= self.d1_share <= 1:
             raise InputError(f"--sbp-d1-share {self.d1_share}: must be from 0 to 1")
         if self.min_d2 < 1:

@@ -1,9 +1,11 @@
 """Pairs of related documents as samples of Megatron's dataset layer.
 
 A pair is the sequence ``before d1 between d2 after`` of its template, by default
-``[bos] d1 [sep] d2 [eod]``. The loss mask lies on the labels and covers d2 and what comes after it
-(arXiv 2509.15248, section 3.2: the objective is log p(d2|d1), d1 is context). A row holds as many
-pairs as packing found to fit, or one. Only ids are held; tokens come from the indexed datasets.
+``[bos] d1 [sep] d2 [eod]``. With several context documents d1's best neighbors in the pair store
+follow it, ``[bos] d1 [sep] n1 [sep] n2 [sep] d2 [eod]``, but neither d2 nor documents of another
+split. The loss mask lies on the labels and covers d2 and what comes after it (arXiv 2509.15248,
+section 3.2: the objective is log p(d2|d1), d1 is context). A row holds as many pairs as packing
+found to fit, or one. Only ids are held; tokens come from the indexed datasets.
 
 Which pairs belong to which split follows from Megatron's own data arguments: a pair is in a split
 if both its documents are. Documents of the validation set therefore appear in no training pair.
@@ -23,6 +25,7 @@ import torch
 from megatron.core.datasets.megatron_dataset import MegatronDataset
 from megatron.core.datasets.utils import Split
 
+from megatron_sbp.corpus.template import join
 from megatron_sbp.errors import InputError
 from megatron_sbp.training.pairs import index as pair_index
 from megatron_sbp.training.pairs.config import PairedDocumentDatasetConfig, Segment
@@ -31,8 +34,8 @@ from megatron_sbp.training.pairs.index import Entries, PairIndex
 from megatron_sbp.training.pairs.rows import RowWriter, scalar
 from megatron_sbp.training.pairs.shuffle import Permutation
 
-_KEY = """pairs_fingerprints before between after eod pad direction packing overflow truncate_d1
-d1_share min_d2 multiple blend blend_per_split""".split()
+_KEY = """pairs_fingerprints before separator between after eod pad context_documents direction
+packing overflow truncate_d1 d1_share min_d2 multiple blend blend_per_split""".split()
 
 
 class PairedDocumentDataset(MegatronDataset):
@@ -165,12 +168,13 @@ class PairedDocumentDataset(MegatronDataset):
 
     def _pairs(self, row: int, control: int) -> list[tuple[np.ndarray, np.ndarray, Segment]]:
         """The documents of a row's pairs, and what is kept of them."""
-        index, body = self._index, self._documents.body
+        index, room = self._index, self._entries.room
         here = index.row(row)
+        ids = [self._entries.pair(entry) for entry in index.entries[here].tolist()]
+        bodies = [self._documents.body(second) for _, second in ids]
         pairs = []
-        for entry in index.entries[here].tolist():
-            first, second = map(body, self._entries.pair(entry))
-            segment = self._entries.room.fit(len(first), len(second), min, max)
+        for first, second in zip(self._contexts(ids), bodies, strict=True):
+            segment = room.fit(len(first), len(second), min, max)
             pairs.append((first, second, segment))
         if sum(segment.size for _, _, segment in pairs) > self.config.sequence_length:
             raise InputError(
@@ -180,10 +184,27 @@ class PairedDocumentDataset(MegatronDataset):
         if not control:
             return pairs
         assert index.controls is not None
-        others = map(body, index.controls[here].tolist())
+        chosen = index.controls[here].tolist()
+        others = self._contexts(
+            [(other, second) for other, (_, second) in zip(chosen, ids, strict=True)]
+        )
         return [
             (other, second, segment.with_first(min(segment.first, len(other))))
             for other, (_, second, segment) in zip(others, pairs, strict=True)
+        ]
+
+    def _contexts(self, pairs: list[tuple[int, int]]) -> list[np.ndarray]:
+        """What stands in the place of d1, for ids of d1 and d2."""
+        body = self._documents.body
+        if self.config.context_documents == 1:
+            return [body(first) for first, _ in pairs]
+        beside = self._entries.beside(*np.array(pairs, dtype=np.int64).T)
+        return [
+            join(
+                [body(first), *(body(other) for other in others if other >= 0)],
+                self.config.separator,
+            )
+            for (first, _), others in zip(pairs, beside.tolist(), strict=True)
         ]
 
 

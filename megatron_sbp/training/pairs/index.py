@@ -21,6 +21,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import DTypeLike
 
 from megatron_sbp.manifest import atomic_write
+from megatron_sbp.mining.related import related
 from megatron_sbp.training.pairs.config import PairedDocumentDatasetConfig, Room
 from megatron_sbp.training.pairs.controls import choose_controls
 from megatron_sbp.training.pairs.documents import PairedPrefix, SplitDocuments
@@ -76,6 +77,29 @@ class Entries:
         anchor, neighbor = self._anchor.item(row), self._neighbor.item(row)
         return (neighbor, anchor) if self._turned(entry) else (anchor, neighbor)
 
+    def beside(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """What stands beside d1 in its context: its best neighbors in the split, but never d2.
+
+        Args:
+            first: Ids of d1, int64 [n].
+            second: Ids of d2, int64 [n].
+
+        Returns:
+            Ids, int64 [n, context documents - 1], -1 at the end of rows that have fewer.
+        """
+        most = self._config.context_documents - 1
+        return related(self.store, first, most, self.documents.contain, excluded=second)
+
+    def context_lengths(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Tokens in the place of d1, int64 [n], for ids of d1 and d2 in the split."""
+        lengths = self.documents.body_lengths(first)
+        if self._config.context_documents > 1:
+            ids = self.beside(first, second)
+            row, _ = place = np.nonzero(ids >= 0)
+            sizes = self.documents.body_lengths(ids[place]) + len(self._config.separator)
+            lengths += np.bincount(row, sizes, minlength=len(first)).astype(np.int64)
+        return lengths
+
     def _turned[T: (int, np.ndarray)](self, entries: T) -> T | bool:
         """Whether the neighbor is d1."""
         match self._config.direction:
@@ -95,7 +119,8 @@ class Entries:
         config = self._config
         first, second = self[np.arange(start, stop)]
         (inside,) = np.nonzero(self.documents.contain(first) & self.documents.contain(second))
-        first, second = (self.documents.body_lengths(ids[inside]) for ids in (first, second))
+        first, second = first[inside], second[inside]
+        first, second = self.context_lengths(first, second), self.documents.body_lengths(second)
         segments = self.room.fit(first, second)
         long = (first + second > self.room.tokens) & (config.overflow == "skip")
         short = ~long & (segments.second < config.min_d2)
@@ -260,7 +285,7 @@ def _choose(path: Path, entries: Entries, placed: np.ndarray, seed: int) -> None
         chosen = _create(temporary, np.int64, len(placed))
         for start, stop in _chunks(len(placed), _CONTROLLED):
             first, second = entries[placed[start:stop].astype(np.int64)]
-            lengths = entries.documents.body_lengths(first)
+            lengths = entries.context_lengths(first, second)
             chosen[start:stop] = choose_controls(entries.store, first, second, lengths, seed)
 
 
