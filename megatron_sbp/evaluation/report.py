@@ -7,8 +7,9 @@ from typing import Any
 
 from megatron_sbp import cli, metrics
 from megatron_sbp.errors import InputError
-from megatron_sbp.evaluation import report_content, report_pairs
+from megatron_sbp.evaluation import pages, report_content, report_pairs
 from megatron_sbp.evaluation.report_boxes import AUDIT, ROLES, Box, open_boxes
+from megatron_sbp.evaluation.report_figures import draw
 from megatron_sbp.manifest import FILENAME, Manifest, Stage
 
 PAGE, DATA = "report.html", "report.json"
@@ -126,58 +127,5 @@ def collect(options: ReportOptions, boxes: dict[str, Box]) -> dict[str, Any]:
 
 def render(content: dict[str, Any]) -> str:
     """The page for a report's content; every text in it is escaped."""
-    import jinja2
-    from markupsafe import Markup
-
-    from megatron_sbp.evaluation.report_figures import draw
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": _count,
-        "measure": _measure,
-        "mib": _mib,
-        "nats": _nats,
-    }
-    figures = {name: Markup(svg) for name, svg in draw(content).items()}
     block = max((curve["block"] for curve in content["losses"]), default=1)
-    template = environment.get_template("report.html.jinja")
-    return _printable(template.render(content, figures=figures, block=block))
-
-
-def _count(value: Any) -> str:
-    """A whole number with thousands marked, anything else as it is."""
-    if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _measure(value: float | None, unit: str) -> str:
-    """A measure of the audit; shares in per cent."""
-    if value is None:
-        return "–"
-    if unit == "share":
-        return f"{100 * value:.1f} %"
-    return f"{value:,.3f}" if abs(value) <= 1 else f"{value:,.0f}"
-
-
-def _nats(value: float | None, signed: bool = False) -> str:
-    """A loss with three decimals, a minus sign instead of a hyphen."""
-    if value is None:
-        return "–"
-    return f"{value:{'+' if signed else ''}.3f}".replace("-", "−")
-
-
-def _mib(value: int) -> str:
-    return f"{value / 2**20:,.0f}"
-
-
-def _printable(page: str) -> str:
-    """The page with control characters, which HTML does not allow, as their pictures."""
-    pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-    return page.translate(pictures)
+    return pages.render("report.html.jinja", draw(content), block=block, **content)

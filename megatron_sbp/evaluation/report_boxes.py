@@ -32,7 +32,7 @@ STAGES = dict(
 """Part a box plays -> the stage that made it."""
 
 AUDIT = "audit.json"
-_MEASURE = ("name", "synthetic", "real", "unit", "note")
+_MEASURE = ("name", "synthetic", "real", "unit", "note", "synthetic_interval", "real_interval")
 _PREFIXES = ("corpus", "synthetic", "filtered")  # given as Megatron prefixes, not as directories
 
 
@@ -121,7 +121,7 @@ def _prefixes(directory: Path, manifest: Manifest) -> list[Path]:
 
 
 def read_audit(directory: Path) -> dict[str, Any]:
-    """The audit of a box: {"sample", "measures": [{name, synthetic, real, unit, note}]}.
+    """The audit of a box: {"sample", "measures"}, the measures as ``audit.json`` has them.
 
     Raises:
         InputError: If it is not there or not an audit.

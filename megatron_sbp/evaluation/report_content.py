@@ -315,8 +315,7 @@ def reading(content: dict[str, Any]) -> list[str]:
         "mining, tuning and generating come on top; their seconds are under Cost.",
         "The conditional gain is measured on pairs of held-out documents. It says that d1 helps to "
         "predict d2; it does not say that what the synthesizer writes is true, new or useful.",
-        "The audit counts what can be counted without a judge. It does not look for false "
-        "statements.",
+        _reading_of_audit(content["audit"]),
         "Seconds and memory are those of this machine and of whatever else it was doing.",
     ]
     parameters = content["setting"]["models"].get("parameters", {})
@@ -328,3 +327,18 @@ def reading(content: dict[str, Any]) -> list[str]:
             "a run of this size shows that the loop works, not how large its gain is.",
         )
     return sentences
+
+
+def _reading_of_audit(found: dict[str, Any] | None) -> str:
+    judged = found is not None and any(
+        row["name"] == "non-factual" and row["synthetic"] is not None for row in found["measures"]
+    )
+    if judged:
+        return (
+            "What is false or unrelated is what the audit's judge takes for it; the notes say how "
+            "often it was right on planted cases."
+        )
+    return (
+        "The audit counts what can be counted without a judge. It does not look for false "
+        "statements."
+    )

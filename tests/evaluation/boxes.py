@@ -73,6 +73,9 @@ def write_synthetic(prefix: Path, corpus: Corpus, texts: list[str], seeds: list[
     np.save(f"{prefix}.seed.npy", np.array(seeds, dtype=np.int64))
     np.save(f"{prefix}.sampling_seed.npy", np.arange(len(seeds), dtype=np.uint64))
     np.save(f"{prefix}.finish_reason.npy", np.arange(len(seeds), dtype=np.uint8) % 2)
+    np.save(f"{prefix}.seed_tokens.npy", np.zeros(len(seeds), dtype=np.int32))
+    np.save(f"{prefix}.checkpoint.npy", np.zeros(len(seeds), dtype=np.uint64))
+    np.save(f"{prefix}.generation.npy", np.ones(len(seeds), dtype=np.uint8))
 
 
 def write_boxes(directory: Path, corpus: Corpus, pairs: Path) -> None:
@@ -120,15 +123,12 @@ def write_boxes(directory: Path, corpus: Corpus, pairs: Path) -> None:
             },
         ).write(directory / name)
     (directory / "audit").mkdir()
+    row = {"unit": "share", "note": HOSTILE, "synthetic_interval": None, "real_interval": None}
     measures = [
-        {"name": "repetition", "synthetic": 0.043, "real": 0.018, "unit": "share", "note": HOSTILE},
-        {
-            "name": "non-factual",
-            "synthetic": None,
-            "real": None,
-            "unit": "",
-            "note": "needs a judge",
-        },
+        row
+        | {"name": "repetition", "synthetic": 0.043, "real": 0.018}
+        | {"synthetic_interval": [0.0314, 0.0586]},
+        row | {"name": "non-factual", "synthetic": None, "real": None, "note": "needs a judge"},
     ]
     (directory / "audit" / "audit.json").write_text(
         json.dumps({"sample": 40, "measures": measures})
