@@ -2,12 +2,15 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Literal
 
 from megatron_sbp.corpus.duplicates import Duplicates
 from megatron_sbp.corpus.readers import Document, Fault
+
+# Documents compared with each other at a time, and their characters.
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 1 << 20
 
 
 class Selection:
@@ -49,16 +52,30 @@ class Selection:
         Raises:
             InputError: At the first fault under ``on_error="stop"``.
         """
+        for batch in self._batches():
+            for record, reason in zip(batch, self._reasons(batch), strict=True):
+                if isinstance(record, Fault):
+                    self.refuse(record)
+                elif reason:
+                    self.skipped[reason] += 1
+                else:
+                    self.taken += 1
+                    yield record
+                    if self.taken == self._most:
+                        return
+
+    def _batches(self) -> Iterator[list[Document | Fault]]:
+        """The source's records; several at a time where they are compared with each other."""
+        batch: list[Document | Fault] = []
+        characters = 0
         for record in self._source:
-            if isinstance(record, Fault):
-                self.refuse(record)
-            elif reason := self._reason(record.text):
-                self.skipped[reason] += 1
-            else:
-                self.taken += 1
-                yield record
-                if self.taken == self._most:
-                    return
+            batch.append(record)
+            characters += 0 if isinstance(record, Fault) else len(record.text)
+            full = len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS
+            if self._duplicates is None or full:
+                yield batch
+                batch, characters = [], 0
+        yield batch
 
     def refuse(self, fault: Fault) -> None:
         """Count a fault, or raise it under ``on_error="stop"``."""
@@ -66,13 +83,27 @@ class Selection:
             raise fault.error()
         self.skipped[fault.reason] += 1
 
-    def _reason(self, text: str) -> str | None:
-        """Why a document is left out, None if it is taken."""
+    def _reasons(self, batch: Sequence[Document | Fault]) -> list[str | None]:
+        """Why each document is left out, None if it is taken; None for faults."""
+        texts = [None if isinstance(record, Fault) else record.text for record in batch]
+        reasons = [None if text is None else self._wrong_length(text) for text in texts]
+        if self._duplicates is not None:
+            compared = [
+                (place, text)
+                for place, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+                if text is not None and reason is None
+            ]
+            seen = self._duplicates.seen([text for _, text in compared])
+            for (place, _), reason in zip(compared, seen, strict=True):
+                reasons[place] = reason
+        return reasons
+
+    def _wrong_length(self, text: str) -> str | None:
         if len(text) < self._shortest:
             return "too short"
         if self._longest is not None and len(text) > self._longest:
             return "too long"
-        return self._duplicates.seen(text) if self._duplicates else None
+        return None
 
 
 def draw(purpose: str, seed: int, number: int) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_sbp.corpus.token_bytes import TokenBytes
 from megatron_sbp.errors import InputError, require
 
 EOD, SEP, PAD = "<|endoftext|>", "<|sep|>", "<|pad|>"
@@ -118,8 +119,15 @@ class Tokenizer:
 
     def decode_batch(self, documents: Iterable[np.ndarray]) -> list[str]:
         """Texts of several arrays of ids; special tokens among them are written out."""
+        if self._token_bytes is not None:
+            return list(self._token_bytes.texts(list(documents)))
         ids = [tokens.tolist() for tokens in documents]
         return self._backend.decode_batch(ids, skip_special_tokens=False)
+
+    @cached_property
+    def _token_bytes(self) -> TokenBytes | None:
+        """A table of the tokens, if the tokenizer is byte-level."""
+        return TokenBytes.of(self._backend)
 
 
 def train(texts: Iterable[str], vocab_size: int, directory: str | Path) -> Tokenizer:

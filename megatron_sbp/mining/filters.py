@@ -7,6 +7,7 @@ import numpy as np
 
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.shingles import shingles
+from megatron_sbp.corpus.words import read
 from megatron_sbp.mining.options import MineOptions
 from megatron_sbp.mining.pairs import Pairs, place_in_run
 
@@ -120,8 +121,10 @@ class Overlap:
         if sum(map(len, self._cache.values())) > _CACHED_SHINGLES:
             missing = documents.tolist()
             self._cache.clear()
-        for document, text in zip(missing, self._corpus.texts(missing), strict=True):
-            self._cache[document] = shingles(text, self._words)
+        numbers = iter(missing)
+        for batch in read(self._corpus, missing):
+            found = shingles(batch.words(), self._words).distinct()
+            self._cache.update(zip(numbers, found.split(), strict=False))
         return [self._cache[document] for document in documents.tolist()]
 
 
