@@ -14,6 +14,7 @@ from pathlib import Path
 from megatron_sbp import cli, recipes
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import FILENAME, Manifest
+from megatron_sbp.recipes.run import STAGES, Arm, Run, RunOptions
 
 _TOOLS = Path(__file__).parent.parent / "tools"
 _ITERATION = re.compile(r" iteration +(\d+)/ *(\d+) ")
@@ -52,6 +53,7 @@ class Quickstart:
     def __init__(self, options: QuickstartOptions):
         self._options = options
         self._recipe = recipes.load(options.recipe_name)
+        self._sbp = self._arm("sbp")
         self._root = Path(options.output)
         self._cores = len(os.sched_getaffinity(0))
         self._ranks = min(2, self._cores)
@@ -59,6 +61,9 @@ class Quickstart:
         self.heldout = self._root / "corpus" / "real-heldout"
         self.synthetic = self._root / "synthetic" / "synthetic"
         self.filtered = self._root / "filtered" / "synthetic"
+
+    def _arm(self, arm: Arm) -> Run:
+        return Run(self._options.recipe_name, self._recipe, RunOptions(arm=arm, gpus_per_node=1))
 
     def run(self) -> None:
         """Run every stage that is not finished, in order."""
@@ -71,21 +76,23 @@ class Quickstart:
         self._tool("embed", "embed_documents", *everything, "--output", self._box("embeddings"))
         self._tool("mine", "mine_pairs", "--embeddings", self._box("embeddings"), *everything,
                    "--output", self._box("pairs"), ranks=True)  # fmt: skip
-        self._train("baseline", "pretrain", ["--train-data-path", real])
-        self._train("synthesizer", "tune", [
+        baseline = self._arm("repetition").flags("pretrain")
+        self._train("baseline", baseline, ["--train-data-path", real])
+        self._train("synthesizer", self._sbp.flags("tune"), [
             "--train-data-path", real, "--pretrained-checkpoint", self._box("baseline"),
             "--sbp-objective", "synthesis", "--sbp-pairs", self._box("pairs"),
         ])  # fmt: skip
         self._tool("synthesize", "synthesize", "--load", self._box("synthesizer"),
                    "--corpus", real, "--output-prefix", str(self.synthetic),
-                   "--num-tokens", str(self._tokens_to_synthesize()), ranks=True)  # fmt: skip
+                   ranks=True)  # fmt: skip
         self._tool("filter", "filter_synthetic", "--synthetic", str(self.synthetic),
                    "--corpus", real, "--output-prefix", str(self.filtered))  # fmt: skip
         self._tool("audit", "audit_synthetic", "--synthetic", str(self.filtered),
                    "--corpus", *everything[1:], "--pairs", self._box("pairs"),
                    "--output", self._box("audit"))  # fmt: skip
-        self._train("joint", "pretrain", [
-            "--train-data-path", *self._blend(), "--sbp-synthetic-data", str(self.filtered),
+        joint = self._sbp.flags("pretrain") | self._synthetic_share()
+        self._train("joint", joint, [
+            "--train-data-path", real, "--sbp-synthetic-data", str(self.filtered),
         ])  # fmt: skip
         self._tool("report", "report", *everything, "--embeddings", self._box("embeddings"),
                    "--pairs", self._box("pairs"), "--baseline", self._box("baseline"),
@@ -108,9 +115,9 @@ class Quickstart:
 
     def _tool(self, stage: str, script: str, *arguments: str, ranks: bool = False) -> None:
         """Run one of tools/; it recognises its own finished output."""
-        section = self._recipe.get(stage, {})
         command = [sys.executable, str(_TOOLS / f"{script}.py"), *arguments]
-        command += recipes.arguments(section)
+        if stage in STAGES:
+            command += recipes.arguments(self._sbp.flags(stage))
         processes = self._ranks if ranks else 1
         if processes > 1:
             command = [_mpiexec(), "-n", str(processes), *command]
@@ -127,10 +134,9 @@ class Quickstart:
         threads = str(max(1, self._cores // processes))
         return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"OMP_NUM_THREADS": threads}
 
-    def _train(self, name: str, section: str, arguments: Sequence[str]) -> None:
+    def _train(self, name: str, flags: recipes.Flags, arguments: Sequence[str]) -> None:
         """Run Megatron; its output goes to a log, its progress to the terminal."""
         box = self._box(name)
-        flags = self._recipe["train"] | self._recipe[section]
         line = [*arguments, "--valid-data-path", str(self.heldout), "--load", box, "--save", box]
         line += ["--tokenizer-model", str(self.real.parent / "tokenizer")]
         line += ["--data-cache-path", self._box("index-cache"), *recipes.arguments(flags)]
@@ -187,31 +193,18 @@ class Quickstart:
             print("\n".join(tail), file=sys.stderr)
             raise StageFailed(name, process.returncode, log)
 
-    def _samples(self) -> int:
-        """Sequences that the baseline and the joint run train on."""
-        flags = self._recipe["train"] | self._recipe["pretrain"]
-        return flags["train-iters"] * flags["global-batch-size"]
-
-    def _tokens_to_synthesize(self) -> int:
-        """Enough for the wanted share after the filters take theirs."""
-        joint = self._recipe["joint"]
-        wanted = joint["synthetic-share"] * self._samples() * self._recipe["train"]["seq-length"]
-        return round(joint["oversampling"] * wanted)
-
-    def _blend(self) -> list[str]:
-        """The joint run's data path: synthetic documents once, real ones for the rest."""
+    def _synthetic_share(self) -> recipes.Flags:
+        """The joint run's synthetic share: the recipe's, or what is left after the filters."""
         tokens = Manifest.read(self.filtered.parent).counts["tokens"]
-        available = (tokens - 1) // self._recipe["train"]["seq-length"]
-        wanted = int(self._recipe["joint"]["synthetic-share"] * self._samples())
-        drawn = min(wanted, int(available / _SURPLUS) - 1)
-        if drawn < 1:
+        rows = (tokens - 1) // self._recipe["train"]["seq-length"]
+        samples = self._sbp.training_rows()
+        most = (int(rows / _SURPLUS) - 1) / samples
+        if most <= 0:
             raise InputError(
                 f"{self.filtered}: {tokens:,} tokens are left, too few for one sequence; "
                 f"see what the filters took in {self.filtered.parent / FILENAME}"
             )
-        # Half a sequence less: Megatron rounds the product of weight and samples up.
-        share = (drawn - 0.5) / self._samples()
-        return [f"{1 - share:.8f}", str(self.real), f"{share:.8f}", str(self.filtered)]
+        return {"sbp-synthetic-share": min(self._sbp.synthetic_share(), most)}
 
 
 class StageFailed(InputError):

@@ -22,8 +22,8 @@ ROOMS = [
     "training",
     "synthesis",
     "evaluation",
-    "planning",
     "recipes",
+    "planning",
     "pretrain quickstart doctor patches",
 ]
 PLACE = {name: place for place, names in enumerate(ROOMS) for name in names.split()}
@@ -36,7 +36,7 @@ HEAVY = set(
 # What these rooms are made of; nothing but a room after them that needs it imports them.
 AT_MODULE_TOP = {
     "training": {"torch", "megatron", "transformers"},
-    "synthesis": {"torch", "transformers"},
+    "synthesis": {"torch", "transformers", "megatron"},
     "embedding": set(),
 }
 MOST_LINES = 500

@@ -1,4 +1,4 @@
-"""How a pair of documents becomes a sequence of tokens: what stands before, between and after."""
+"""How related documents become a sequence of tokens: what stands before, between and after."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,10 @@ _KNOWN = " ".join(f"{{{name}}}" for name in _FIELDS)
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Token ids around the two documents of a pair: before, d1, between, d2, after."""
+    """Token ids around the two documents of a pair: before, d1, between, d2, after.
+
+    Several documents may stand in the place of d1, with the separator between them.
+    """
 
     before: tuple[int, ...]
     """Ids before d1."""
@@ -23,6 +26,8 @@ class Template:
     """Ids between d1 and d2."""
     after: tuple[int, ...]
     """Ids after d2."""
+    separator: tuple[int, ...] = ()
+    """Ids between documents in the place of d1."""
 
     @classmethod
     def parse(
@@ -80,10 +85,11 @@ class Template:
             else:
                 parts.append(tuple(ids))
                 ids = []
-        return cls(*parts)
+        before, between, after = parts
+        return cls(before, between, after, tuple(encode(separator)))
 
     def prompt(self, first: np.ndarray) -> np.ndarray:
-        """What a model is given to continue with d2: int64, for the tokens of d1."""
+        """What a model is given to continue with d2: int64, for the tokens in the place of d1."""
         return np.concatenate([self.before, first, self.between]).astype(np.int64)
 
     def document(self, continuation: np.ndarray) -> np.ndarray:
@@ -92,6 +98,22 @@ class Template:
         ends = len(continuation) - len(closing)
         closed = bool(closing) and tuple(continuation[max(ends, 0) :].tolist()) == closing
         return continuation[:ends] if closed else continuation
+
+
+def join(documents: Sequence[np.ndarray], separator: Sequence[int]) -> np.ndarray:
+    """What stands in the place of d1 for several documents.
+
+    Args:
+        documents: Integers [tokens] each, at least one.
+        separator: Ids between two of them.
+
+    Returns:
+        Integers [tokens of all].
+    """
+    if len(documents) == 1:
+        return documents[0]
+    parts = [part for document in documents for part in (separator, document)]
+    return np.concatenate(parts[1:]).astype(np.int64)
 
 
 def _pieces(template: str) -> list[tuple[str, str]]:

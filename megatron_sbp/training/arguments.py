@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_sbp.errors import InputError
+from megatron_sbp.training.checkpoint_arguments import check_checkpoints
 from megatron_sbp.training.fp8 import check_fp8
 
 
@@ -31,6 +32,11 @@ class SBPArguments:
 
     sbp_separator: str = "<|sep|>"
     """Between d1 and d2: a token of the tokenizer, or any string, which is tokenized."""
+
+    sbp_context_documents: int = 1
+    """Most documents in the place of {d1}: d1 and its best neighbors in the pair store, with the
+    separator between them; d2 and documents of another split are left out. Synthesis then needs
+    --context-documents of the same number."""
 
     sbp_direction: Literal["forward", "backward", "both", "random"] = "forward"
     """Which document of a stored pair is d1: its anchor, its neighbor, each of them once, or one of
@@ -61,6 +67,14 @@ class SBPArguments:
     )
     """The data paths that are synthetic. A run that would repeat their documents is refused."""
 
+    sbp_synthetic_share: float | None = None
+    """Share of the run's tokens that is read of --sbp-synthetic-data, from 0 to below 1. The
+    weights of the blend are computed: --train-data-path has the real paths alone, without
+    weights."""
+
+    sbp_allow_synthetic_repeats: bool = False
+    """Do not refuse a run that repeats synthetic documents."""
+
 
 def add_sbp_arguments(parser: ArgumentParser) -> ArgumentParser:
     """Add the group to Megatron's parser (``extra_args_provider``)."""
@@ -76,6 +90,8 @@ def validate_and_complete(args: Namespace) -> None:
     Raises:
         InputError: Naming the flag and the cure.
     """
+    from megatron_sbp.training.sources import set_weights
+
     synthesis = args.sbp_objective == "synthesis"
     if synthesis and not args.sbp_pairs:
         raise InputError("--sbp-objective synthesis needs --sbp-pairs DIR")
@@ -84,6 +100,8 @@ def validate_and_complete(args: Namespace) -> None:
     if synthesis:
         _complete_synthesis(args)
     check_fp8(args)
+    check_checkpoints(args)
+    set_weights(args)
     args.sbp_sources = _source_names(args)
 
 

@@ -17,11 +17,12 @@ from megatron_sbp.corpus.template import Template
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import FILENAME
 from megatron_sbp.training.batch import is_packed
-from megatron_sbp.training.ledger import check_synthetic_once, ledger
+from megatron_sbp.training.ledger import ledger
 from megatron_sbp.training.pairs.dataset import (
     PairedDocumentDataset,
     PairedDocumentDatasetConfig,
 )
+from megatron_sbp.training.sources import Planned, announce
 
 
 class DatasetsProvider:
@@ -38,6 +39,7 @@ class DatasetsProvider:
         check_data_paths(args)
         self._args = args
         self._train: Any = None
+        self._planned: list[Planned] = []
 
     def __call__(self, sizes: Sequence[int | None], vp_stage: int | None = None) -> list[Any]:
         """Build the training, validation and test datasets.
@@ -52,18 +54,21 @@ class DatasetsProvider:
             dataset_class, config = PairedDocumentDataset, paired_config(self._args)
         else:
             config = gpt_config(self._args)
+            if self._args.object_storage_cache_path is None:  # sizes are those of local files
+                self._planned = announce(self._args)
         built_here = partial(_is_built_here, self._args, vp_stage)
         datasets = BlendedMegatronDatasetBuilder(dataset_class, sizes, built_here, config).build()
         if datasets[0] is not None:
             self._train = datasets[0]
-            check_synthetic_once(self._train, self._args.sbp_synthetic_data)
         return datasets
 
     def ledger(self) -> list[dict[str, Any]] | None:
         """What the run read of each source; None on ranks that read no data."""
         if self._train is None:
             return None
-        return ledger(self._train, self._args.consumed_train_samples, self._args.sbp_synthetic_data)
+        args = self._args
+        consumed, synthetic = args.consumed_train_samples, args.sbp_synthetic_data
+        return ledger(self._train, consumed, synthetic, self._planned)
 
 
 def _is_built_here(args: Namespace, vp_stage: int | None) -> bool:
@@ -155,10 +160,12 @@ def paired_config(args: Namespace) -> PairedDocumentDatasetConfig:
         **_common(args),
         pairs=tuple(args.sbp_pairs),
         before=template.before,
+        separator=template.separator,
         between=template.between,
         after=template.after,
         eod=eod,
         pad=_token(tokenizer, "pad", eod),
+        context_documents=args.sbp_context_documents,
         direction=args.sbp_direction,
         packing=args.sbp_packing,
         overflow=args.sbp_overflow,

@@ -25,7 +25,7 @@ from megatron_sbp.errors import InputError
 from megatron_sbp.training import objective
 from megatron_sbp.training.arguments import add_sbp_arguments, validate_and_complete
 from megatron_sbp.training.data import DatasetsProvider, check_data_paths
-from megatron_sbp.training.ledger import check_synthetic_once
+from megatron_sbp.training.sources import announce
 
 type Provider = Callable[[ArgumentParser], ArgumentParser]
 
@@ -124,10 +124,9 @@ class Datasets:
         args = get_args()
         if _synthesis(args):
             return DatasetsProvider(args)(sizes, *arguments, **keywords)
-        datasets = self._own(sizes, *arguments, **keywords)
-        if getattr(args, "sbp_synthetic_data", None) and datasets[0] is not None:
-            check_synthetic_once(datasets[0], args.sbp_synthetic_data)
-        return datasets
+        if getattr(args, "sbp_synthetic_data", None):
+            announce(args)
+        return self._own(sizes, *arguments, **keywords)
 
 
 def forward_step(own: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What a run reads of each source: epochs and tokens, and that synthetic documents come once."""
+"""What a run has read of each source: tokens and epochs, beside what was planned."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,47 +7,28 @@ import numpy as np
 from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.gpt_dataset import GPTDataset
 
-from megatron_sbp.errors import InputError
 from megatron_sbp.training.pairs.dataset import PairedDocumentDataset
+from megatron_sbp.training.sources import Planned
 
 
-def check_synthetic_once(dataset: Any, synthetic: Sequence[str]) -> None:
-    """Refuse a run that would read a synthetic document twice.
-
-    The method trains on synthetic documents once and repeats real ones (arXiv 2509.15248,
-    section 3). Megatron builds 0.5% more samples than a blend draws
-    (``--mid-level-dataset-surplus``) and shuffles over all epochs it builds, so what counts is what
-    is built.
-
-    Raises:
-        InputError: Naming the prefix and how often it would be read.
-    """
-    for member in _members(dataset):
-        if member.dataset_path not in synthetic:
-            continue
-        epochs = len(member.document_index) // len(member.indices)
-        if epochs > 1:
-            tokens, length = _tokens(member), member.config.sequence_length
-            raise InputError(
-                f"{member.dataset_path}: the run asks for {member.num_samples * length:,} tokens "
-                f"of its {tokens:,} synthetic ones and would read them {epochs} times; "
-                "lower its weight or synthesize more"
-            )
-
-
-def ledger(dataset: Any, consumed: int, synthetic: Sequence[str]) -> list[dict[str, Any]]:
+def ledger(
+    dataset: Any, consumed: int, synthetic: Sequence[str], planned: Sequence[Planned] = ()
+) -> list[dict[str, Any]]:
     """What a run read of each source.
 
     Args:
         dataset: The training dataset.
         consumed: Samples that were trained on.
         synthetic: Prefixes that are synthetic.
+        planned: What was to be read of documents.
 
     Returns:
         One entry a source: prefix, kind, documents (or pairs), tokens (unique ones; for pairs the
-        supervised tokens of an epoch), tokens_seen, epochs, and for pairs what an epoch holds, see
-        ``PairedDocumentDataset.counts``.
+        supervised tokens of an epoch), tokens_seen, epochs, for documents tokens_planned, of as
+        many samples, and for pairs what an epoch holds, see ``PairedDocumentDataset.counts``.
     """
+    plans = {source.path: source for source in planned}
+    total = sum(source.rows for source in planned)
     entries = []
     for member in _members(dataset):
         samples = _samples(dataset, member, consumed)
@@ -73,8 +54,26 @@ def ledger(dataset: Any, consumed: int, synthetic: Sequence[str]) -> list[dict[s
         }
         if counts:
             entry["counts"] = counts
+        if plan := plans.get(member.dataset_path):
+            entry["tokens_planned"] = round(consumed * plan.rows / total) * plan.length
         entries.append(entry)
     return entries
+
+
+def differences(entries: Sequence[dict[str, Any]], length: int) -> list[str]:
+    """The sources of which more or less was read than planned, by more than rounding.
+
+    Args:
+        entries: Of ``ledger``.
+        length: Tokens of a row. A blend is a row off its weights for each source at most.
+    """
+    return [
+        f"{entry['prefix']}: {entry['tokens_seen']:,} tokens were read, but "
+        f"{entry['tokens_planned']:,} were planned"
+        for entry in entries
+        if "tokens_planned" in entry
+        and abs(entry["tokens_seen"] - entry["tokens_planned"]) > length * len(entries)
+    ]
 
 
 def _tokens(member: GPTDataset) -> int:

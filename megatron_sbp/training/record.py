@@ -14,6 +14,7 @@ from megatron.training import global_vars
 from megatron_sbp import manifest
 from megatron_sbp.metrics import MetricsWriter, read_metrics
 from megatron_sbp.training.data import data_paths
+from megatron_sbp.training.ledger import differences
 
 
 class RunRecord:
@@ -60,6 +61,8 @@ class RunRecord:
 
     def _write(self, ledger: list[dict[str, Any]]) -> None:
         args = self._args
+        for difference in differences(ledger, args.seq_length):
+            print(f"warning: {difference}", flush=True)
         series = read_metrics(args.save)
         manifest.Manifest(
             stage="train",

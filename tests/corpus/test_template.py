@@ -82,6 +82,6 @@ def test_special_tokens_of_a_real_tokenizer(tokenizer_directory: Path) -> None:
         return list(tokenizer.encode(text, add_special_tokens=False))
 
     made = Template.parse("{bos}{d1}{sep}{d2}{eod}", "<|sep|>", encode, bos=0, eod=0)
-    assert made == Template((0,), (1,), (0,))
+    assert made == Template((0,), (1,), (0,), separator=(1,))
     other = Template.parse("{bos}{d1}<|pad|>{sep}{d2}", "<|sep|> x", encode, bos=0, eod=0)
     assert other.between == (2, 1, *encode(" x"))

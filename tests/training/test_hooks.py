@@ -10,10 +10,8 @@ import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from megatron.training import global_vars, training
 
@@ -110,20 +108,26 @@ def test_lm_is_the_scripts_own(args: Namespace, known: bool, distributed: bool |
         hooks.validate(args)
 
 
-def test_a_synthetic_corpus_is_never_read_twice_by_the_scripts_datasets(args: Namespace) -> None:
-    train = SimpleNamespace(
-        dataset_path="synthetic",
-        document_index=np.arange(20),
-        indices=np.arange(10),
-        num_samples=40,
-        config=SimpleNamespace(sequence_length=8),
-        dataset=SimpleNamespace(sequence_lengths=np.full(10, 16)),
+def test_a_synthetic_corpus_is_never_read_twice_by_the_scripts_datasets(
+    args: Namespace, words_corpus: Corpus
+) -> None:
+    real, synthetic = map(str, words_corpus.prefixes)
+    vars(args).update(
+        train_data_path=["0.5", real, "0.5", synthetic],
+        **dict.fromkeys(["data_path", "data_args_path", "per_split_data_args_path"]),
+        **dict.fromkeys(["valid_data_path", "test_data_path", "split"]),
+        sbp_allow_synthetic_repeats=False,
+        train_samples=2 * words_corpus.num_tokens,
+        seq_length=1,
+        rank=0,
     )
-    datasets = hooks.Datasets(lambda sizes: [train, None, None])
-    assert datasets([40, 0, 0]) == [train, None, None]
-    args.sbp_synthetic_data = ["synthetic"]
-    with pytest.raises(InputError, match=r"^synthetic: .* 2 times"):
+    datasets = hooks.Datasets(own_datasets)
+    assert datasets([40, 0, 0]) == own_datasets([40, 0, 0])
+    args.sbp_synthetic_data = [synthetic]
+    with pytest.raises(InputError, match=rf"^{synthetic}: .* \d+ times"):
         datasets([40, 0, 0])
+    args.sbp_allow_synthetic_repeats = True
+    assert datasets([40, 0, 0]) == own_datasets([40, 0, 0])
 
 
 def pretrain_0_17(
