@@ -123,8 +123,8 @@ class Overlap:
             self._cache.clear()
         numbers = iter(missing)
         for batch in read(self._corpus, missing):
-            found = shingles(batch.words(), self._words).distinct()
-            self._cache.update(zip(numbers, found.split(), strict=False))
+            for found in shingles(batch.words(), self._words).distinct().split():
+                self._cache[next(numbers)] = found
         return [self._cache[document] for document in documents.tolist()]
 
 

@@ -50,8 +50,12 @@ def shingles(text: str, words: int) -> set[tuple[str, ...]]:
     return {tuple(found[i : i + size]) for i in range(len(found) - size + 1)} if size else set()
 
 
+@pytest.mark.parametrize("batch", [4096, 7])
 @pytest.mark.parametrize("words", [1, 3, 5])
-def test_overlap_is_that_of_word_sets(corpus: Corpus, words: int) -> None:
+def test_overlap_is_that_of_word_sets(
+    corpus: Corpus, words: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_sbp.corpus.words._BATCH_DOCUMENTS", batch)
     pairs = all_pairs(len(corpus))
     jaccard, containment = Overlap(corpus, words).compare(pairs)
     sets = [shingles(text, words) for text in corpus.texts(range(len(corpus)))]
