@@ -1,4 +1,4 @@
-.PHONY: setup quickstart smoke test test-core016 clean
+.PHONY: setup quickstart smoke test test-core016 test-slurm clean
 
 setup:
 	@sh tools/bootstrap.sh
@@ -18,6 +18,10 @@ test: setup
 test-core016: setup
 	.venv/bin/python -m pip install --quiet --no-deps --upgrade --target .core016 megatron-core==0.16.1
 	PYTHONPATH=.core016 .venv/bin/python -m pytest tests/corpus/test_template.py tests/training/test_pairs_*.py
+
+# The scripts of slurm/ on a Slurm of three nodes on this machine; needs root, see docs/cluster.md
+test-slurm: setup
+	SLURM_LONG=1 .venv/bin/python -m pytest tests/slurm
 
 clean:
 	rm -rf .venv .uv .core016 build *.egg-info quickstart quickstart-smoke

@@ -10,19 +10,23 @@ import time
 from typing import Any
 
 from megatron_sbp.cli import run
+from megatron_sbp.errors import InputError
 
 _START = time.time()
 
 
 def main() -> None:
     """Parse Megatron's and the SBP arguments, train, and record the run in ``--save``."""
+    from megatron_sbp.training import signals
+
+    signals.receive_alone()
     from megatron_sbp.training import platform
 
     arguments = sys.argv[1:]
-    if platform.install():
+    on_cpu = platform.install()
+    if on_cpu:
         sys.argv += platform.CPU_ARGUMENTS
 
-    import torch
     from megatron.core.enums import ModelType
     from megatron.training import pretrain, set_startup_timestamps
     from megatron.training.argument_utils import (
@@ -33,12 +37,17 @@ def main() -> None:
 
     from megatron_sbp.training import arguments as sbp_arguments
     from megatron_sbp.training.data import DatasetsProvider
+    from megatron_sbp.training.leaving import leaving
     from megatron_sbp.training.local_layers import local_block_spec
     from megatron_sbp.training.objective import forward_step
     from megatron_sbp.training.record import RunRecord
 
     args = parse_and_validate_args(extra_args_provider=sbp_arguments.add_sbp_arguments)
     sbp_arguments.validate_and_complete(args)
+    if on_cpu and args.async_save:
+        raise InputError(
+            "--async-save: the process that writes Megatron's checkpoints needs a GPU; leave it out"
+        )
     model_config = gpt_config_from_args(args)
     if args.transformer_impl == "local":
         sbp_arguments.check_local_layers(args)
@@ -48,16 +57,17 @@ def main() -> None:
     datasets = DatasetsProvider(args)
 
     set_startup_timestamps(program_start=_START, main_entry=time.time())
-    pretrain(
-        pretrain_cfg_container_from_args(args, model_config),
-        datasets,
-        ModelType.encoder_or_decoder,
-        forward_step,
-        store=_store(args.world_size),
-    )
-    record.finish(datasets.ledger())
-    # A group that is still there when the interpreter goes can abort the process.
-    torch.distributed.destroy_process_group()
+    with leaving():
+        # Does not return where a signal, --exit-interval or --exit-duration-in-mins ends the run
+        # early: the run is then not complete, and has no manifest.
+        pretrain(
+            pretrain_cfg_container_from_args(args, model_config),
+            datasets,
+            ModelType.encoder_or_decoder,
+            forward_step,
+            store=_store(args.world_size),
+        )
+        record.finish(datasets.ledger())
 
 
 def _store(world_size: int) -> Any:

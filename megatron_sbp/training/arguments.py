@@ -81,6 +81,10 @@ def add_sbp_arguments(parser: ArgumentParser) -> ArgumentParser:
     from megatron.training.argument_utils import ArgumentGroupFactory
 
     ArgumentGroupFactory(SBPArguments).build_group(parser, "synthetic bootstrapped pretraining")
+    for action in parser._actions:
+        # Megatron 0.19.2 has a help text with a bare %, on which --help would fail.
+        if "%)" in (action.help or ""):
+            action.help = str(action.help).replace("%)", "%%)").replace("%%%)", "%%)")
     return parser
 
 

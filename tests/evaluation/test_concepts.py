@@ -28,7 +28,18 @@ NAME = re.compile(r"\b(?!Everybody)[A-Z][a-z]{8}\b")
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("concepts") / "concepts"
-    make_concepts(MakeOptions(output=str(directory), concepts=20, oracle_factor=2))
+    options = MakeOptions(
+        output=str(directory),
+        concepts=20,
+        attributes=10,
+        values=32,
+        told=5,
+        name_tokens=3,
+        documents_per_concept=3,
+        heldout_per_concept=1,
+        oracle_factor=2,
+    )
+    make_concepts(options)
     return directory
 
 

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Pretrain the 3B model on real and synthetic documents: $OUTPUT/sbp.
+#   OUTPUT  directory of this run's boxes
+#   CORPUS  prefixes of the corpus, by default $OUTPUT/corpus/real
+#   ARM     sbp (the default), repetition (real documents alone) or oracle (those of $ORACLE)
+#   SCALE   200b (the default) or 1t
+#   OUTPUT=/scratch/sbp sbatch --nodes=16 slurm/pretrain_3b.sh
+#SBATCH --job-name=pretrain_3b
+#SBATCH --nodes=8
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+
+# shellcheck source=slurm/common.sh
+cd "$SLURM_SUBMIT_DIR" && source slurm/common.sh || exit 2
+
+pretrain
