@@ -11,8 +11,10 @@ quickstart: setup
 smoke: setup
 	.venv/bin/python tools/quickstart.py --smoke --output quickstart-smoke
 
+# The tests of slurm/ share one cluster, so they come after the others, one by one.
 test: setup
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/slurm
+	.venv/bin/python -m pytest tests/slurm
 
 # The paired-document dataset on the dataset layer of megatron-core 0.16.1
 test-core016: setup

@@ -9,10 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.preprocess import Options, preprocess
 from megatron_sbp.manifest import Manifest
+
+# No test depends on a clock.
+settings.register_profile("here", deadline=None)
+settings.load_profile("here")
 
 ROOT = Path(__file__).parent.parent
 MEGATRON_MODELS = ROOT / "tests" / "models" / "megatron_models.py"
