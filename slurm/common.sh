@@ -20,7 +20,7 @@ need() {
 [ ! -f slurm/site.env ] || source slurm/site.env
 : "${GPU_FLAGS=}" "${CPU_FLAGS=}" "${GPU=}" "${PRECISION=}" "${SHARE=}" "${MODULES=}" "${MOUNTS=}"
 : "${PYTHON=.venv/bin/python}" "${CONTAINER=}" "${CONTAINER_RUNTIME=pyxis}"
-: "${NETWORK_INTERFACE=}" "${MPI=pmi2}" "${RECIPE=${SIZE:-3b}_${SCALE:-200b}}"
+: "${NETWORK_INTERFACE=}" "${MPI=mpiexec}" "${RECIPE=${SIZE:-3b}_${SCALE:-200b}}"
 
 need OUTPUT "the directory of this run's boxes, on a file system that all nodes see"
 mkdir -p "$OUTPUT/logs"

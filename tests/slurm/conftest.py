@@ -121,7 +121,7 @@ def settings(output: Path) -> dict[str, str]:
         "ARM": "repetition",
         "PYTHON": sys.executable,
         **dict.fromkeys(("GPU_FLAGS", "CPU_FLAGS", "MODULES", "CONTAINER", "MOUNTS"), ""),
-        **{"NETWORK_INTERFACE": "", "MPI": "pmi2"},
+        **{"NETWORK_INTERFACE": "", "MPI": "mpiexec"},
     }
 
 
