@@ -1,0 +1,177 @@
+"""How long the stages of small loops take, and the planner's rates fitted to them.
+
+    python -m benchmarks.stages --output DIR
+
+Every point is a whole loop of ``tools/quickstart.py``, a recipe whose size varies; each uses all
+cores of this machine. Non-negative least squares over all of them give, for every stage, the
+seconds of a core for one of each kind of work that megatron_sbp/planning/work.py counts; errors are
+relative. DIR gets the loops, from which an interrupted run continues, and rates.json; --publish
+writes the rates to where ``tools/plan.py`` reads them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks import rates as machine_rates
+from megatron_sbp import cli
+from megatron_sbp.errors import InputError
+from megatron_sbp.manifest import atomic_write
+from megatron_sbp.planning import rates
+from megatron_sbp.planning.measured import Measured
+from megatron_sbp.planning.plan import Plan, PlanOptions
+from megatron_sbp.planning.work import Rates, Work
+
+_QUICKSTART = Path(__file__).parents[1] / "tools" / "quickstart.py"
+
+
+def _point(documents: int, width: int, layers: int, sequence: int, **other: int) -> dict[str, Any]:
+    """The sections in which a loop differs from quickstart_smoke."""
+    iterations = other.get("iterations", 40)
+    steps = {"eval-interval": iterations, "save-interval": iterations, "lr-warmup-iters": 2}
+    return {
+        "base": "quickstart_smoke",
+        "preprocess": {
+            "max-documents": documents,
+            "max-characters": 1600,
+            "train-tokenizer": other.get("vocabulary", 2048),
+        },
+        "embed": {"encoder": "minilm"},
+        "train": {
+            "num-layers": layers,
+            "hidden-size": width,
+            "ffn-hidden-size": 3 * width,
+            "num-attention-heads": width // 32,
+            "num-query-groups": max(1, width // 64),
+            "seq-length": sequence,
+            "max-position-embeddings": sequence,
+        },
+        "pretrain": {"train-iters": iterations, **steps},
+        "tune": {"train-iters": iterations, **steps},
+        "filter": {"min-tokens": 0, "repetition": False},
+        "arms": {"sbp": {"sbp-synthetic-share": 0.02}},
+        "synthetic": {"oversampling": other.get("oversampling", 40)},
+        "audit": {"encoder": "lexical"},
+    }
+
+
+POINTS = {
+    "small": _point(500, 64, 2, 256),
+    "deep": _point(500, 64, 8, 256),
+    "wide": _point(400, 256, 2, 256, iterations=30),
+    "long": _point(700, 128, 2, 512),
+    "words": _point(300, 64, 2, 256, vocabulary=8192, iterations=100),
+    "large": _point(400, 256, 4, 512, iterations=20, oversampling=20),
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class Options:
+    """Options of the benchmark."""
+
+    output: str = field(default="stages", metadata={"metavar": "DIR"})
+    """Where the loops and rates.json go."""
+    publish: bool = False
+    """Also replace the planner's rates."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Job:
+    """A stage of a loop that has run."""
+
+    kind: str
+    work: Work
+    devices: int
+    seconds: float
+    name: str
+
+
+def run(options: Options) -> list[Job]:
+    """Run the loops that are missing; every stage of all of them."""
+    jobs: list[Job] = []
+    for name, sections in POINTS.items():
+        recipe = Path(options.output, f"{name}.yaml")
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        recipe.write_text(yaml.safe_dump(sections))
+        output = recipe.with_suffix("")
+        command = [sys.executable, str(_QUICKSTART), "--recipe", str(recipe), "--output"]
+        done = subprocess.run([*command, str(output)], stdout=sys.stderr, check=False)
+        if done.returncode:
+            raise InputError(f"the loop {name} failed with status {done.returncode}; see above")
+        jobs += _jobs(name, recipe, output)
+    return jobs
+
+
+def _jobs(name: str, recipe: Path, output: Path) -> Iterator[Job]:
+    measured = Measured.read(str(output))
+    options = PlanOptions(
+        recipe=str(recipe), corpus=[str(output / "corpus" / "real")], gpu="cpu",
+        set=[f"num-tokens={measured.manifests['synthesize'].counts['tokens']}"],
+    )  # fmt: skip
+    for planned in Plan(options, known={}).stages:
+        seconds = measured.seconds.get(planned.stage.name)
+        if seconds is not None and planned.kind != "mine":
+            yield Job(
+                kind=planned.kind,
+                work=planned.stage.work,
+                devices=planned.devices,
+                seconds=seconds,
+                name=f"{name}: {planned.stage.name}",
+            )
+
+
+def fit(jobs: list[Job]) -> tuple[Rates, float]:
+    """Rates of one stage by non-negative least squares of relative errors; the largest error."""
+    from scipy.optimize import nnls
+
+    names = [one.name for one in fields(Work)]
+    rows = [
+        [getattr(job.work, name) / (1 if name == "steps" else job.devices) for name in names]
+        for job in jobs
+    ]
+    seconds = np.array([job.seconds for job in jobs])
+    matrix = np.column_stack([rows, np.ones(len(jobs))]) / seconds[:, None]
+    # The columns differ by many powers of ten, which the solver's tolerance would not survive.
+    scales = np.maximum(matrix.max(0), 1e-300)
+    found = nnls(matrix / scales, np.ones(len(jobs)))[0] / scales
+    each = Work(**dict(zip(names, found[:-1].tolist(), strict=True)))
+    error = float(np.abs(matrix @ found - 1).max())
+    return Rates(each=each, start=float(found[-1])), error
+
+
+def main() -> None:
+    options = cli.parse(Options, str(__doc__))
+    jobs = run(options)
+    fitted = {kind: fit([job for job in jobs if job.kind == kind]) for kind in _kinds(jobs)}
+    for job in jobs:
+        says = fitted[job.kind][0].seconds(job.work, job.devices)
+        print(f"{job.name:<24}{job.seconds:>9.2f} s{says:>9.2f} s{says / job.seconds - 1:>+7.0%}")
+    content = {
+        "machine": machine_rates.machine()["cpu"],
+        "cores": len(os.sched_getaffinity(0)),
+        "stages": {
+            kind: {"each": asdict(found.each), "start": found.start, "error": error}
+            for kind, (found, error) in fitted.items()
+        },
+    }
+    for path in [Path(options.output, "rates.json")] + [rates.PATH] * options.publish:
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+    for kind, (_, error) in fitted.items():
+        print(f"{kind:<24}largest error {error:.0%}")
+
+
+def _kinds(jobs: list[Job]) -> list[str]:
+    return list(dict.fromkeys(job.kind for job in jobs))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,236 @@
+"""The whole loop of a recipe on some machines: what every stage costs."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from megatron_sbp import recipes
+from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.errors import InputError
+from megatron_sbp.planning import mining, rates, work
+from megatron_sbp.planning.machines import DEVICES
+from megatron_sbp.planning.work import Rates, Stage, Text
+from megatron_sbp.recipes.memory import device_memory
+from megatron_sbp.recipes.run import Run, RunOptions
+from megatron_sbp.recipes.shape import Shape
+
+_CPU = "cpu"
+_RUNS = ("repetition", "tune", "sbp")
+_WIDTH = {"fp32": 4, "bf16": 2}
+_MOST_AT_WORK = 512  # documents on a GPU; more are hardly faster and need longer to drain
+# Encoders that recipes name: shape, most tokens that they read by default, dimensions.
+_QWEN = Shape(layers=28, hidden=1024, ffn=3072, heads=16, groups=8, channels=128, vocabulary=151669)
+_MINILM = Shape(
+    layers=6, hidden=384, ffn=1536, heads=12, groups=12, channels=32, vocabulary=30522, gated=False
+)
+_ENCODERS = {
+    "Qwen/Qwen3-Embedding-0.6B": (_QWEN, 32768, 1024),
+    "minilm": (_MINILM, 256, 384),
+    "lexical": (None, 1 << 31, 256),
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class PlanOptions(RunOptions):
+    """Options of ``tools/plan.py``."""
+
+    recipe: str = "3b_200b"
+    """Name of a recipe or path of a file."""
+    corpus: list[str] = field(default_factory=list, metadata={"metavar": "PREFIX"})
+    """Prefixes of the real corpus, whose sizes are read; or give the next two."""
+    documents: float = 0
+    """Documents of the real corpus; 0: the recipe's."""
+    tokens: float = 0
+    """Its tokens; 0: the recipe's."""
+    pairs_per_document: float = 16.0
+    """Neighbours above the threshold of a document, on average."""
+    cores_per_node: int = 0
+    """CPU cores of a machine; 0: 64 beside GPUs, without them those of this machine."""
+    measured: str | None = field(default=None, metadata={"metavar": "DIR"})
+    """Directory of a finished run of this recipe: its measured times beside the planned ones."""
+
+    def text(self, recipe: recipes.Recipe) -> Text:
+        """The size of the real corpus.
+
+        Raises:
+            InputError: If nothing says it.
+        """
+        if self.corpus:
+            corpus = Corpus(self.corpus)
+            return Text(documents=len(corpus), tokens=float(corpus.lengths.sum()))
+        section: dict[str, Any] = recipe.get("corpus", {})
+        documents = self.documents or float(section.get("documents", 0))
+        tokens = self.tokens or float(section.get("tokens", 0))
+        if documents < 1 or tokens < documents:
+            raise InputError(
+                f"{self.recipe}: does not say how large the corpus is; give --corpus PREFIX, or "
+                "--documents and --tokens"
+            )
+        return Text(documents=documents, tokens=tokens)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """A stage with its cost."""
+
+    stage: Stage
+    kind: str
+    """Whose rates it has: embed, mine, train, synthesize or filter."""
+    devices: int
+    """GPUs, or cores, that it runs on."""
+    seconds: float
+    """From start to end."""
+
+    @property
+    def device_hours(self) -> float:
+        """Of all devices."""
+        return self.seconds * self.devices / 3600
+
+
+class Plan:
+    """What every stage of a recipe costs.
+
+    Args:
+        options: Recipe, corpus and machines.
+        known: Rates of a CPU's stages; by default the published ones. Without those of a stage its
+            time is nan.
+
+    Raises:
+        InputError: If recipe, corpus or machine do not say enough.
+    """
+
+    def __init__(self, options: PlanOptions, known: Mapping[str, Rates] | None = None):
+        recipe = recipes.load(options.recipe)
+        self.options, self.run = options, Run(options.recipe, recipe, options)
+        self.text = options.text(recipe)
+        self._flags = self.run.flags("pretrain")
+        vocabulary = int(recipe.get("preprocess", {}).get("train-tokenizer", 49152))
+        self.shape = Shape.of(self._flags, vocabulary)
+        """The model."""
+        self.on_cpu = self.run.gpu == _CPU
+        """Whether no stage has a GPU."""
+        per_node = options.cores_per_node or (len(os.sched_getaffinity(0)) if self.on_cpu else 64)
+        self.cores = options.nodes * per_node
+        """CPU cores."""
+        self.devices = self.cores if self.on_cpu else self.run.devices
+        """GPUs, or cores where there are none."""
+        self.rates = dict(rates.of_cpu(needed=self.on_cpu) if known is None else known)
+        if not self.on_cpu:
+            precision = "fp8" if "fp8-format" in self._flags else "bf16"
+            self.rates |= rates.of_gpu(DEVICES[self.run.gpu], precision)
+        self.stages = list(self._stages())
+        """In the order of the loop."""
+
+    def _stages(self) -> Iterator[Planned]:
+        yield self._cost(self._embed())
+        yield self._mine()
+        yield self._cost(self._train("repetition", "pretrain"))
+        yield self._cost(self._train("tune", "tune"))
+        synthetic = self._synthesize()
+        yield self._cost(synthetic)
+        drawn = Text(documents=synthetic.notes["documents"], tokens=synthetic.notes["tokens"])
+        yield self._cost(work.filter_synthetic(drawn, self.text))
+        yield self._cost(self._train("sbp", "pretrain"))
+
+    def _cost(self, stage: Stage) -> Planned:
+        kind = "train" if stage.name in _RUNS else stage.name
+        devices = self.cores if kind in rates.ON_CPU else self.devices
+        seconds = self.rates[kind].seconds(stage.work, devices) if kind in self.rates else math.nan
+        return Planned(stage=stage, kind=kind, devices=devices, seconds=seconds)
+
+    def _embed(self) -> Stage:
+        flags = self.run.flags("embed")
+        name = str(flags.get("encoder", "minilm"))
+        encoder, limit, dimensions = _ENCODERS.get(name, (self.shape, 1 << 31, self.shape.hidden))
+        return work.embed(
+            self.text,
+            encoder,
+            limit=min(limit, int(flags.get("max-length", limit))),
+            dimensions=int(flags.get("dimensions", dimensions) or dimensions),
+            per_shard=int(flags.get("documents-per-shard", 65536)),
+        )
+
+    def searches(self) -> dict[str, mining.Cost]:
+        """What mining costs with each search."""
+        flags = self.run.flags("mine")
+        name = str(self.run.flags("embed").get("encoder", "minilm"))
+        dimensions = _ENCODERS.get(name, (None, 0, self.shape.hidden))[2]
+        options = mining.PlanOptions(
+            documents=self.text.documents,
+            dimensions=dimensions,
+            pairs_per_document=self.options.pairs_per_document,
+            neighbors=int(flags.get("neighbors", 32)),
+            ranks=self.devices,
+            machine=next(kind for kind in mining.known_rates() if kind != "h200")
+            if self.on_cpu
+            else "h200",
+            product_rate=0 if self.on_cpu else 0.8e-12 * DEVICES[self.run.gpu].flops["bf16"],
+            memory="4G" if self.on_cpu else "64G",
+        )
+        return {"exact": mining.plan_exact(options), "clusters": mining.plan_clusters(options)}
+
+    def _mine(self) -> Planned:
+        search = str(self.run.flags("mine").get("search", "exact"))
+        if search not in ("exact", "clusters"):
+            raise InputError(f"{self.options.recipe}: mining with {search} is not planned for; "
+                             "set search to exact or clusters")  # fmt: skip
+        cost = self.searches()[search]
+        stage = Stage(
+            name="mine",
+            work=work.Work(products=cost.work.products + cost.work.placing),
+            flop=f"2 x {cost.work.tests:.3g} pairs compared x dimensions (docs/scaling.md)",
+            read=cost.bytes_read,
+            stored=cost.pair_bytes,
+            files=int(cost.work.units),
+            memory=cost.memory,
+        )
+        return Planned(stage=stage, kind="mine", devices=self.devices, seconds=cost.seconds)
+
+    def _train(self, name: str, section: str) -> Stage:
+        flags = self.run.flags(section)
+        iterations = int(flags["train-iters"])
+        layout = self.run.layout(section)
+        memory = 0.0 if self.on_cpu else device_memory(flags, layout, self.shape.vocabulary).total
+        return work.train(
+            name,
+            self.shape,
+            iterations=iterations,
+            rows=int(flags["global-batch-size"]),
+            sequence=int(flags["seq-length"]),
+            saves=-(-iterations // int(flags["save-interval"])),
+            kept=-(-iterations // int(flags.get("save-retain-interval") or flags["save-interval"])),
+            memory=memory,
+            devices=self.devices,
+        )
+
+    def _synthesize(self) -> Stage:
+        flags = self.run.flags("synthesize")
+        context = int(self._flags["max-position-embeddings"])
+        prompt = new = self.text.cut(context / 2)
+        tokens = float(flags["num-tokens"])
+        width = _WIDTH[str(flags.get("dtype", "fp32"))]
+        stage = work.synthesize(
+            self.shape,
+            documents=tokens / new,
+            prompt=prompt,
+            new=new,
+            batch=self._at_work(prompt + new, width, int(flags.get("batch-size", 64))),
+            width=width,
+            per_shard=int(flags.get("documents-per-shard", 1024)),
+            devices=self.devices,
+        )
+        return stage if not self.on_cpu else replace(stage, memory=0.0)
+
+    def _at_work(self, length: float, width: int, wanted: int) -> float:
+        """Documents that a device holds at a time: as many as fit, up to a limit."""
+        if self.on_cpu:
+            return float(wanted)
+        room = 0.9 * DEVICES[self.run.gpu].memory - self.shape.parameters * width
+        if room <= 0:
+            raise InputError(
+                f"{self.run.gpu}: does not hold the model's {self.shape.parameters * width:.3g} "
+                "bytes; generation over several GPUs is not planned for"
+            )
+        return min(_MOST_AT_WORK, room / (length * self.shape.cache_bytes(width)))
