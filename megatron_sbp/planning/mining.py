@@ -21,6 +21,7 @@ from megatron_sbp.mining.centroids import suitable
 from megatron_sbp.mining.layout import Layout, parse_bytes
 from megatron_sbp.mining.options import MOST_OVERLAP, MOST_PROBES
 from megatron_sbp.mining.products import grid
+from megatron_sbp.planning.units import size
 
 RATES = Path(__file__).with_name("rates.json")
 """Machine kind -> ``Fitted``."""
@@ -379,14 +380,14 @@ _ROWS: dict[str, Callable[[Cost, PlanOptions], str]] = {
     "rank-hours": lambda cost, _: f"{cost.rank_hours:,.1f}",
     "pairs compared": lambda cost, _: f"{cost.work.tests:.3g}",
     "operations": lambda cost, _: f"{cost.work.products + cost.work.placing:.3g}",
-    "embeddings read": lambda cost, _: _size(cost.bytes_read),
-    "read per second and rank": lambda cost, options: _size(
+    "embeddings read": lambda cost, _: size(cost.bytes_read),
+    "read per second and rank": lambda cost, options: size(
         cost.bytes_read / options.ranks / cost.seconds
     ),
     "files of candidates": lambda cost, _: f"{cost.work.units:,}",
-    "disk, until the end": lambda cost, _: _size(cost.scratch_bytes),
-    "disk, pairs": lambda cost, _: _size(cost.pair_bytes),
-    "memory of a rank, at most": lambda cost, _: _size(cost.memory),
+    "disk, until the end": lambda cost, _: size(cost.scratch_bytes),
+    "disk, pairs": lambda cost, _: size(cost.pair_bytes),
+    "memory of a rank, at most": lambda cost, _: size(cost.memory),
 }
 
 
@@ -395,11 +396,6 @@ def _duration(seconds: float) -> str:
         return cli.clock(seconds)
     hours = seconds / _HOUR
     return f"{hours:,.1f} h" if hours < 48 else f"{hours / 24:,.0f} days"
-
-
-def _size(count: float) -> str:
-    power = min(int(math.log(max(count, 1), 1000)), 6)
-    return f"{count / 1000**power:.3g} {['B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB'][power]}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from megatron_sbp.planning.machines import DEVICES
 from megatron_sbp.planning.measured import Measured
 from megatron_sbp.planning.plan import Plan, Planned
 from megatron_sbp.planning.risks import largest
+from megatron_sbp.planning.units import si, size
 
 _HOUR, _DAY = 3600, 86400
 _WORTH = 0.05  # of the device-hours of pretraining that an exact search may cost
@@ -30,16 +31,16 @@ def show(plan: Plan, measured: Measured | None) -> None:
     _search(plan)
     print("\nnearest to its limit, or above it")
     for risk in largest(plan):
-        print(f"  {risk.share:>7.0%}  {risk.what}: {_si(risk.value)} of {_si(risk.limit)}; "
+        print(f"  {risk.share:>7.0%}  {risk.what}: {si(risk.value)} of {si(risk.limit)}; "
               f"cure: {risk.cure}")  # fmt: skip
 
 
 def _row(planned: Planned) -> str:
     stage = planned.stage
     return (
-        f"{stage.name:<12}{stage.work.products:>10.3g}{_size(stage.read):>10}"
-        f"{_size(stage.stored):>10}{stage.files:>9,}"
-        f"{_size(stage.memory) if stage.memory else '-':>10}"
+        f"{stage.name:<12}{stage.work.products:>10.3g}{size(stage.read):>10}"
+        f"{size(stage.stored):>10}{stage.files:>9,}"
+        f"{size(stage.memory) if stage.memory else '-':>10}"
         f"{planned.devices:>9,}{_duration(planned.seconds):>10}{planned.device_hours:>14,.4g}"
     )
 
@@ -98,12 +99,3 @@ def _duration(seconds: float) -> str:
     if seconds < _HOUR:
         return cli.clock(seconds)
     return f"{seconds / _HOUR:,.1f} h" if seconds < 4 * _DAY else f"{seconds / _DAY:,.1f} d"
-
-
-def _size(count: float) -> str:
-    return f"{_si(count)}B"
-
-
-def _si(count: float) -> str:
-    power = min(int(math.log(max(count, 1), 1000)), 6)
-    return f"{count / 1000**power:.3g} {['', 'k', 'M', 'G', 'T', 'P', 'E'][power]}"
