@@ -1,4 +1,4 @@
-.PHONY: setup quickstart smoke test test-core016 test-slurm clean
+.PHONY: setup quickstart smoke test test-faults test-core016 test-slurm clean
 
 setup:
 	@sh tools/bootstrap.sh
@@ -20,6 +20,15 @@ test: setup
 test-core016: setup
 	.venv/bin/python -m pip install --quiet --no-deps --upgrade --target .core016 megatron-core==0.16.1
 	PYTHONPATH=.core016 .venv/bin/python -m pytest tests/corpus/test_template.py tests/training/test_pairs_*.py
+
+# Every fault done to every command, and the table of docs/reliability.md made of it
+test-faults: setup
+	rm -f build/faults.jsonl
+	mkdir -p build
+	-FAULTS_LONG=1 FAULTS_RESULTS=build/faults.jsonl .venv/bin/python -m pytest \
+	    --numprocesses 2 --dist load tests/faults
+	.venv/bin/python -m tests.faults.results build/faults.jsonl docs/reliability.md
+	FAULTS_LONG=1 .venv/bin/python -m pytest --numprocesses 2 tests/hostile
 
 # The scripts of slurm/ on a Slurm of three nodes on this machine; needs root, see docs/cluster.md
 test-slurm: setup

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NoReturn, Self
 
-from megatron_sbp.errors import InputError
+from megatron_sbp.errors import InputError, of_the_disk
 
 _LINE_SECONDS = 10.0
 
@@ -43,9 +43,18 @@ def errors_in_one_line() -> Iterator[None]:
     """Say what was wrong with something given, and exit with status 2."""
     try:
         yield
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+    except Exception as error:
+        said = error if isinstance(error, InputError) else of_the_disk(error)
+        if said is None:
+            raise
+        print("error:", _one_line(str(said)), file=sys.stderr)
         sys.exit(2)
+
+
+def _one_line(message: str) -> str:
+    """A message whose parts, which files may have brought in, cannot steer the terminal."""
+    printable = (c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    return "".join(printable)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,5 +1,6 @@
 """The one exception a user is meant to read, and the guard for optional packages."""
 
+import errno
 import importlib
 from types import ModuleType
 
@@ -10,6 +11,26 @@ class InputError(Exception):
     The message is one line that names the place (file, line, document, rank or flag), the offending
     value and the cure. Commands print it and exit with status 2 (see ``megatron_sbp.cli.run``).
     """
+
+
+_NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+# Of libraries that raise errors of their own. NumPy alone does not say why it wrote less.
+_SIGNS = ("No space left on device", "Disk quota exceeded", " requested and ")
+
+
+def of_the_disk(error: Exception) -> InputError | None:
+    """What to tell a user of a disk that is full or read-only; None if the error is another."""
+    if isinstance(error, InputError):
+        return None
+    named = isinstance(error, OSError) and error.errno in _NOT_WRITABLE
+    if not named and not any(sign in str(error) for sign in _SIGNS):
+        return None
+    where = getattr(error, "filename", None) or "the output"
+    reason = getattr(error, "strerror", None) or str(error)
+    return InputError(
+        f"{where}: cannot be written ({reason}); make room on that disk, and the same command "
+        "goes on"
+    )
 
 
 def require(module: str, *, package: str, extra: str | None = None) -> ModuleType:

@@ -14,7 +14,6 @@ is refused with the difference named.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -33,9 +32,11 @@ from typing import Any, Self, get_origin, get_type_hints
 
 from megatron_sbp import __version__
 from megatron_sbp.errors import InputError
+from megatron_sbp.files import atomic_write, flush, is_locked
 
 FILENAME = "manifest.json"
 FORMAT = "megatron_sbp manifest 1"
+_CHECKSUM = "sha256"
 _LOCK = ".lock"
 _CURE = "remove the directory and run its stage again"
 _PACKAGES = ("megatron-core", "torch", "transformers", "tokenizers", "numpy", "faiss-cpu", "mpi4py")
@@ -84,6 +85,12 @@ class Manifest:
         if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             found = fields.get("format") if isinstance(fields, dict) else type(fields).__name__
             raise InputError(f"{path}: format is {found!r}, this version reads {FORMAT!r}")
+        written = fields.pop(_CHECKSUM, None)  # absent where another tool wrote the manifest
+        if written is not None and written != _checksum(fields):
+            raise InputError(
+                f"{path}: is not as it was written (its own checksum is another); copy it again, "
+                f"or {_CURE}"
+            )
         try:
             manifest = cls(**fields)
         except TypeError as error:
@@ -122,16 +129,24 @@ class Manifest:
             if not isinstance(value, wanted):
                 raise InputError(f"{path}: {name} is {value!r}, not a {kind}; {_CURE}")
         for name, entry in (*self.inputs.items(), *self.outputs.items()):
-            if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            if (
+                not isinstance(entry, dict)
+                or type(entry.get("bytes")) is not int
+                or type(entry.get("sha256")) is not str
+            ):
                 raise InputError(f"{path}: {name!r} has no size and checksum; {_CURE}")
         for name in self.outputs:
-            if Path(name).is_absolute() or ".." in Path(name).parts:
+            # Windows' separators stand in no name that a stage gives.
+            if Path(name).is_absolute() or ".." in Path(name).parts or set(name) & {"\\", "\0"}:
                 raise InputError(f"{path}: output {name!r} lies outside its directory; refused")
 
     def check_outputs(self, directory: str | Path) -> None:
-        """Raise ``InputError`` unless every output is there in its recorded size."""
+        """Raise ``InputError`` unless every output is there, and not elsewhere, in its size."""
+        root = Path(directory).resolve()
         for name, entry in self.outputs.items():
             path = Path(directory) / name
+            if not path.resolve().is_relative_to(root):
+                raise InputError(f"{path}: leads to {path.resolve()}, outside its box; copy it in")
             found = os.path.getsize(path) if os.path.isfile(path) else None
             if found != entry["bytes"]:
                 was = "is missing" if found is None else f"has {found} bytes"
@@ -140,32 +155,23 @@ class Manifest:
                     f"remove {directory} and run its stage again"
                 )
 
+    def verify(self, directory: str | Path) -> None:
+        """Read every output again and raise ``InputError`` unless it has its recorded checksum."""
+        self.check_outputs(directory)
+        for name, entry in self.outputs.items():
+            _refuse_changed(Path(directory) / name, entry, _read_fingerprint(Path(directory, name)))
+
     def write(self, directory: str | Path) -> None:
-        """Write ``manifest.json`` atomically."""
+        """Write ``manifest.json`` atomically, with a checksum of its own."""
+        fields = json.loads(json.dumps(asdict(self)))
         with atomic_write(Path(directory) / FILENAME) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+            fields[_CHECKSUM] = _checksum(fields)
+            temporary.write_text(json.dumps(fields, indent=1) + "\n")
 
 
-@contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path that takes the name ``path`` when the block ends without an error."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    """Have a file (or the names in a directory) on the disk before anything relies on it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _checksum(fields: Mapping[str, Any]) -> str:
+    """Of the fields of a manifest, as JSON reads them."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(path: str | Path) -> dict[str, Any]:
@@ -175,7 +181,7 @@ def fingerprint(path: str | Path) -> dict[str, Any]:
     again: its recorded checksum is returned, so that naming terabytes as an input is free.
 
     Raises:
-        InputError: If the file cannot be read.
+        InputError: If the file cannot be read, or is not what that manifest says.
     """
     path = Path(path)
     try:
@@ -187,13 +193,28 @@ def fingerprint(path: str | Path) -> dict[str, Any]:
         )
         if same:
             return {"bytes": status.st_size, "sha256": recorded["sha256"]}
-        with open(path, "rb") as file:
-            return {
-                "bytes": status.st_size,
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            }
+        found = _read_fingerprint(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; check the path") from None
+    _refuse_changed(path, recorded or found, found)
+    return found
+
+
+def _read_fingerprint(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, from all of its bytes."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": digest}
+
+
+def _refuse_changed(path: Path, recorded: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise if a file is not the one that its stage wrote."""
+    if any(recorded[name] != found[name] for name in ("bytes", "sha256")):
+        raise InputError(
+            f"{path}: is not as its stage wrote it ({found['bytes']:,} bytes, sha256 "
+            f"{found['sha256'][:12]}; its manifest says {recorded['bytes']:,} and "
+            f"{recorded['sha256'][:12]}); copy it again, or remove its box and run the stage again"
+        )
 
 
 def _recorded(path: Path) -> dict[str, Any]:
@@ -360,13 +381,7 @@ class Stage:
 
     def _take_lock(self, path: Path) -> None:
         assert self._lock is not None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The run that held it may have given the directory its final name in the meantime.
-            ours = os.path.samestat(os.fstat(self._lock), os.stat(path))
-        except OSError:
-            ours = False
-        if not ours:
+        if not is_locked(self._lock, path):
             raise InputError(
                 f"{self.workspace}: another run is writing this output; wait for it or stop it"
             )
@@ -407,7 +422,7 @@ class Stage:
         outputs = {}
         for path in sorted(self.workspace.rglob("*")):
             if path.is_file() and path not in own and self.scratch not in path.parents:
-                _flush(path)
+                flush(path)
                 entry = fingerprint(path) | {"mtime_ns": path.stat().st_mtime_ns}
                 outputs[str(path.relative_to(self.workspace))] = entry
         manifest.counts = json.loads(json.dumps(dict(counts)))
@@ -423,12 +438,12 @@ class Stage:
     def _give_name(self) -> None:
         """Turn a workspace whose manifest lists its outputs into the finished box."""
         shutil.rmtree(self.scratch, ignore_errors=True)
-        _flush(self.workspace)
+        flush(self.workspace)
         os.rename(self.workspace, self.directory)  # takes the place of an empty directory
         self.complete = True
         # Only now: a second run must find the lock as long as there is a workspace.
         (self.directory / _LOCK).unlink()
-        _flush(self.directory.parent)
+        flush(self.directory.parent)
 
     def __enter__(self) -> Self:
         return self

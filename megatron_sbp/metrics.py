@@ -22,6 +22,7 @@ class MetricsWriter:
     def __init__(self, directory: str | Path, tensorboard: Any = None):
         path = Path(directory) / FILENAME
         path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(path)
         self._file = open(path, "a")  # noqa: SIM115 (open as long as the run)
         self._tensorboard = tensorboard
 
@@ -41,6 +42,14 @@ class MetricsWriter:
         return lambda *args, **kwargs: None
 
 
+def _drop_torn_line(path: Path) -> None:
+    """Cut off the last line if a full disk has cut it short."""
+    if path.exists():
+        content = path.read_bytes()
+        with open(path, "r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
 def read_metrics(directory: str | Path) -> dict[str, list[tuple[int, float]]]:
     """Metrics of a training run: name -> (iteration, value), by iteration.
 
@@ -53,12 +62,23 @@ def read_metrics(directory: str | Path) -> dict[str, list[tuple[int, float]]]:
     if not path.exists():
         return {}
     series: dict[str, dict[int, float]] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            entry = json.loads(line)
-            series.setdefault(entry["metric"], {})[int(entry["iteration"])] = float(entry["value"])
-        except (ValueError, KeyError, TypeError) as error:
+            name, iteration, value = _entry(line)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InputError(
-                f"{path} line {number}: not a metric ({error!r}); remove the line"
+                f"{path} line {number}: not a metric ({error!r:.200}); remove the line"
             ) from None
+        series.setdefault(name, {})[iteration] = value
     return {name: sorted(values.items()) for name, values in series.items()}
+
+
+def _entry(line: bytes) -> tuple[str, int, float]:
+    """Metric, iteration and value of a line."""
+    entry = json.loads(line)
+    name, iteration, value = entry["metric"], entry["iteration"], entry["value"]
+    if not isinstance(name, str) or type(iteration) is not int or iteration < 0:
+        raise ValueError(f"{name!r} at iteration {iteration!r}")
+    if type(value) not in (int, float):
+        raise ValueError(f"value {value!r}")
+    return name, iteration, float(value)

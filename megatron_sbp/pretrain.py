@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+from megatron_sbp import lifeline
 from megatron_sbp.cli import run
 from megatron_sbp.errors import InputError
 
@@ -20,6 +21,7 @@ def main() -> None:
     from megatron_sbp.training import signals
 
     signals.receive_alone()
+    lifeline.hold_managers()
     from megatron_sbp.training import platform
 
     arguments = sys.argv[1:]
@@ -37,6 +39,7 @@ def main() -> None:
 
     from megatron_sbp.training import arguments as sbp_arguments
     from megatron_sbp.training.data import DatasetsProvider
+    from megatron_sbp.training.interruption import mend_tracker
     from megatron_sbp.training.leaving import leaving
     from megatron_sbp.training.local_layers import local_block_spec
     from megatron_sbp.training.objective import forward_step
@@ -52,6 +55,8 @@ def main() -> None:
     if args.transformer_impl == "local":
         sbp_arguments.check_local_layers(args)
         model_config.transformer_layer_spec = local_block_spec
+    if args.load is not None and args.rank == 0:  # Others read it when the model is built.
+        mend_tracker(args.load)
     record = RunRecord(args, arguments, started=_START)
     model_config.pre_wrap_hooks.append(record.count_parameters)
     datasets = DatasetsProvider(args)

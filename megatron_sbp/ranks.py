@@ -5,6 +5,7 @@ every step that ranks do apart ends in ``together``, where they tell each other 
 between its pieces a rank looks whether another one has failed (``check``).
 """
 
+import contextlib
 import fcntl
 import os
 import platform
@@ -22,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 
 from megatron_sbp import torchrun
-from megatron_sbp.errors import InputError, require
+from megatron_sbp.errors import InputError, of_the_disk, require
 
 # What launchers tell their processes about how many they started: MPICH, Intel MPI and PMI-2;
 # Open MPI; Slurm. The first one present counts: mpiexec inside a Slurm job sets its own.
@@ -30,6 +31,8 @@ _LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 _FAILED = 1  # tag of the message that a failing rank sends to all others
 _PASSED = 2  # tag of an array that is passed round
 _POLL_SECONDS = 1e-4
+_SHARED = "/dev/shm"
+_SHARED_BYTES = 6 << 20  # MPICH 5.0 takes 5.3 million bytes of it for every process of a machine.
 
 
 class Stopped(Exception):
@@ -78,6 +81,7 @@ class Ranks:
         if launched == 1:
             return cls()
         require("mpi4py", package="mpi4py mpich")
+        _check_shared_memory()
         try:
             with warnings.catch_warnings(action="ignore"):  # It may guess what is wrong; see below.
                 from mpi4py import MPI
@@ -92,7 +96,9 @@ class Ranks:
                 f"{communicator.Get_size()} ({library}): the launcher is of another MPI; use the "
                 "mpiexec beside this python, or srun with the --mpi that fits it"
             )
-        return cls(communicator)
+        ranks = cls(communicator)
+        _unname_shared_memory()
+        return ranks
 
     def share[T](self, value: T) -> T:
         """Rank 0's value (pickled) on every rank."""
@@ -121,8 +127,11 @@ class Ranks:
             result = work()
         except Stopped:
             pass
-        except InputError as error:
-            message = str(error)
+        except Exception as error:
+            said = error if isinstance(error, InputError) else of_the_disk(error)
+            if said is None:
+                raise
+            message = str(said)
             told = self._tell()
         messages = self.gather(message)
         failed = [rank for rank, said in enumerate(messages) if said is not None]
@@ -244,6 +253,38 @@ class Ranks:
             sys.stderr.flush()
             _wait_for_reader()
             self._communicator.Abort(1)
+
+
+def _check_shared_memory() -> None:
+    """Refuse a /dev/shm without room for the messages of MPI, which would end it by SIGBUS."""
+    try:
+        status = os.statvfs(_SHARED)
+    except OSError:
+        return
+    processes = int(os.environ.get("MPI_LOCALNRANKS", 1))
+    free, wanted = status.f_bavail * status.f_frsize, processes * _SHARED_BYTES
+    if free >= wanted:
+        return
+    if os.environ.get("MPI_LOCALRANKID", "0") != "0":
+        sys.exit(2)  # One of a machine says it.
+    raise InputError(
+        f"{_SHARED}: has {free:,} bytes free, and MPI needs {wanted:,} for {processes} processes; "
+        "remove what is not in use from it, or mount it larger"
+    )
+
+
+def _unname_shared_memory() -> None:
+    """Take the name from MPICH's shared memory, which all ranks of the machine have open by now.
+
+    It is then gone with the last of them, however that ends; the names that killed runs leave
+    fill /dev/shm.
+    """
+    with open("/proc/self/maps") as maps:
+        mapped = {name for line in maps for name in line.split()[5:6]}
+    for name in mapped:
+        if name.startswith(f"{_SHARED}/mpich_shm_"):
+            with contextlib.suppress(FileNotFoundError):  # Another rank was first.
+                os.unlink(name)
 
 
 def _wait_for_reader() -> None:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "megatron_sbp"
 
 # A room imports only rooms before it, so that the flow of the stages is one way.
 ROOMS = [
-    "errors cli manifest metrics torchrun ranks",
+    "errors files lifeline npy cli manifest metrics torchrun ranks",
     "corpus",
     "models",
     "embedding",
@@ -24,6 +24,8 @@ ROOMS = [
     "evaluation",
     "recipes",
     "planning",
+    "loop",
+    "comparison",
     "pretrain quickstart doctor patches",
 ]
 PLACE = {name: place for place, names in enumerate(ROOMS) for name in names.split()}

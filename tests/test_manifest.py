@@ -1,6 +1,7 @@
 """The stage protocol: complete under the final name or not there at all; nothing read on trust."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -232,15 +233,15 @@ def test_a_run_that_opened_the_lock_before_the_rename_is_refused(
     """Between opening the lock file and locking it, the first run may finish."""
     box = tmp_path / "box"
     first = Stage.open(box, "mine", options={}, inputs=[])
-    real_flock = manifest.fcntl.flock
+    real_flock = fcntl.flock
 
     def finish_first(lock: int, operation: int) -> None:
-        monkeypatch.setattr(manifest.fcntl, "flock", real_flock)
+        monkeypatch.setattr(fcntl, "flock", real_flock)
         with first:
             first.finish(counts={"pairs": 3})
         real_flock(lock, operation)
 
-    monkeypatch.setattr(manifest.fcntl, "flock", finish_first)
+    monkeypatch.setattr(fcntl, "flock", finish_first)
     with pytest.raises(InputError, match="another run is writing this output"):
         Stage.open(box, "mine", options={}, inputs=[])
     assert Manifest.read(box).counts == {"pairs": 3}
@@ -401,12 +402,15 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     make_box(tmp_path / "box")
     data = tmp_path / "box" / "data.bin"
     status = data.stat()
-    data.write_bytes(b"xyz")
+    before = fingerprint(data)
     os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert fingerprint(data)["sha256"] == hashlib.sha256(b"xyz").hexdigest()
-    data.write_bytes(b"longer")
-    os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert fingerprint(data) == {"bytes": 6, "sha256": hashlib.sha256(b"longer").hexdigest()}
+    assert fingerprint(data) == before
+    for content, later in ((b"xyz", 1), (b"longer", 0)):
+        data.write_bytes(content)
+        os.utime(data, ns=(status.st_atime_ns, status.st_mtime_ns + later))
+        digest = hashlib.sha256(content).hexdigest()[:12]
+        with pytest.raises(InputError, match=f"{data}: is not as its stage wrote it .*{digest}"):
+            fingerprint(data)
 
 
 def test_a_failed_atomic_write_keeps_the_old_file(tmp_path: Path) -> None:

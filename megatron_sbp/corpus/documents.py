@@ -191,13 +191,14 @@ class Corpus:
         for batch in batched(documents, _DECODE_BATCH):
             bodies = [self.body(document) for document in batch]
             for document, body in zip(batch, bodies, strict=True):
-                if len(body) and not self.tokenizer.knows(int(body.max())):
-                    prefix, row = self.locate(document)
-                    raise InputError(
-                        f"{self.prefixes[prefix]}: document {row} has token {int(body.max())}, but "
-                        f"{self.tokenizer.directory} has {self.tokenizer.vocab_size} ids; give "
-                        "the tokenizer that the corpus was made with"
-                    )
+                for token in (int(body.min()), int(body.max())) if len(body) else ():
+                    if not self.tokenizer.knows(token):
+                        prefix, row = self.locate(document)
+                        raise InputError(
+                            f"{self.prefixes[prefix]}: document {row} has token {token}, but "
+                            f"{self.tokenizer.directory} has {self.tokenizer.vocab_size} ids; give "
+                            "the tokenizer that the corpus was made with"
+                        )
             yield from self.tokenizer.decode_batch(bodies)
 
     @cached_property
@@ -241,6 +242,30 @@ class Corpus:
             }
             for prefix, index, tokens in zip(self.prefixes, self._indexes, self._bins, strict=True)
         ]
+
+
+def recorded_corpus(manifest: Manifest, source: str | Path) -> list[dict[str, Any]]:
+    """``Corpus.fingerprints`` of the corpus that the ids in a box mean.
+
+    Args:
+        manifest: Of the box.
+        source: The box, named in the error.
+
+    Raises:
+        InputError: If its manifest does not have them.
+    """
+    found = manifest.counts.get("corpus")
+    kinds = {"prefix": str, "documents": int, "tokens": int, "idx_sha256": str}
+    if not isinstance(found, list) or not all(
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
+        and entry["documents"] >= 0
+        for entry in found
+    ):
+        raise InputError(
+            f"{source}: its manifest does not say which corpus its ids mean; make it again"
+        )
+    return found
 
 
 def _open(prefix: Path) -> tuple[Index, np.ndarray]:

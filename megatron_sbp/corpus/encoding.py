@@ -4,14 +4,16 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 
+from megatron_sbp import lifeline
 from megatron_sbp.corpus.indexed import optimal_dtype
 from megatron_sbp.corpus.readers import Document
 from megatron_sbp.corpus.tokenizer import Tokenizer
@@ -36,7 +38,7 @@ class Batch:
 
 def encode(
     documents: Iterable[Document], tokenizer: str | Path, workers: int, *, append_eod: bool
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Tokenise documents, in their order.
 
     Args:
@@ -53,8 +55,10 @@ def encode(
         return
     # Forking after the tokenizer library has started threads may hang: begin afresh.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _open, (tokenizer, append_eod)) as pool:
-        pending: deque[tuple[list[Document], Future[tuple[np.ndarray, np.ndarray]]]] = deque()
+    line, grip = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, _begin, (tokenizer, append_eod, line))
+    pending: deque[tuple[list[Document], Future[tuple[np.ndarray, np.ndarray]]]] = deque()
+    try:
         for batch in batches:
             pending.append((batch, pool.submit(_encode, [document.text for document in batch])))
             if len(pending) >= _AHEAD * workers:
@@ -62,6 +66,9 @@ def encode(
                 yield Batch(begun, *future.result())
         for begun, future in pending:
             yield Batch(begun, *future.result())
+    finally:
+        grip.close()
+        pool.shutdown(cancel_futures=True)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -78,13 +85,18 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
+def _begin(tokenizer: str | Path, append_eod: bool, line: Connection) -> None:
+    """Start a worker process."""
+    lifeline.hold(line)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work
+    _open(tokenizer, append_eod)
+
+
 def _open(tokenizer: str | Path, append_eod: bool) -> None:
     """Prepare a process for ``_encode``."""
     global _append_eod, _worker
     # One thread per process: their number is the user's choice.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work
     _worker, _append_eod = Tokenizer(tokenizer), append_eod
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
@@ -160,7 +161,11 @@ def _write(options: Options, source: FileSource | PythonDocs, workspace: Path) -
     prefix = workspace / Path(options.output_prefix).name
     heldout_prefix = Path(f"{prefix}-heldout")
     dtype = optimal_dtype(vocabulary.vocab_size)
-    with IndexedWriter(prefix, dtype) as kept, IndexedWriter(heldout_prefix, dtype) as heldout:
+    with (
+        closing(batches),
+        IndexedWriter(prefix, dtype) as kept,
+        IndexedWriter(heldout_prefix, dtype) as heldout,
+    ):
         characters = _divide(options, batches, selection, kept, heldout)
     if not len(kept):
         raise _nothing_left(options, selection, len(heldout))

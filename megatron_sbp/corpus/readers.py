@@ -17,6 +17,7 @@ _PARQUET = (".parquet",)
 SUFFIXES = (*(name + end for name in _JSON for end in _COMPRESSION), *_PARQUET, *_TEXT)
 _BUFFER_BYTES = 1 << 20
 _PARQUET_ROWS = 1024
+_LONGEST = 1 << 30  # Bytes of a line: a compressed file of some megabytes may hold any number.
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +148,15 @@ class FileSource:
         compression = _COMPRESSION.get(file.suffix.lower())
         with arrow.OSFile(str(file)) as raw:
             stream = arrow.CompressedInputStream(raw, compression) if compression else raw
-            for number, line in enumerate(io.BufferedReader(stream, _BUFFER_BYTES), start=1):
+            lines = io.BufferedReader(stream, _BUFFER_BYTES)
+            for number, line in enumerate(iter(lambda: lines.readline(_LONGEST), b""), start=1):
                 if not raw.closed:
                     self._bytes = before + raw.tell()
+                if len(line) == _LONGEST:
+                    raise InputError(
+                        f"{file}:{number}: the line has {_LONGEST:,} bytes or more; split it, or "
+                        "leave the file out of --input"
+                    )
                 if not line.isspace():  # an empty line, as at the end of many files
                     yield self._json_line(f"{file}:{number}", line)
 
@@ -187,18 +194,23 @@ class FileSource:
                     "set --text-key"
                 )
             for batch in table.iter_batches(_PARQUET_ROWS, columns=[self.text_key]):
-                self._bytes = before + size * row // table.metadata.num_rows
+                self._bytes = before + size * row // max(table.metadata.num_rows, row, 1)
                 for value in batch.column(0):
                     yield self._parquet_row(f"{file}:row {row}", value)
                     row += 1
-        except arrow.lib.ArrowException as error:
+        except (arrow.lib.ArrowException, MemoryError) as error:
             raise _damaged(file, error) from None
+        if row != table.metadata.num_rows:
+            raise _damaged(file, f"{row:,} rows of {table.metadata.num_rows:,}")
 
     def _parquet_row(self, place: str, value: Any) -> Document | Fault:
         try:
             return checked(place, value.as_py(), self.text_key)
         except UnicodeDecodeError as error:
             return _invalid_utf8(place, error)
+        except (ValueError, OverflowError) as error:  # a date, say, that Python cannot count to
+            shown = f"is {value.type} ({error!s:.40}), not a string"
+            return Fault(place, "no text", f"{self.text_key!r} {shown}; mend it")
 
 
 def checked(place: str, text: Any, key: str = "text") -> Document | Fault:
@@ -217,7 +229,7 @@ def checked(place: str, text: Any, key: str = "text") -> Document | Fault:
     return Document(place, text)
 
 
-def _damaged(file: Path, error: Exception) -> InputError:
+def _damaged(file: Path, error: Exception | str) -> InputError:
     return InputError(
         f"{file}: cannot be read to its end ({error}); repair it or leave it out of --input"
     )

@@ -28,8 +28,9 @@ class TokenBytes:
             pieces[number] = (
                 bytes(alphabet[character] for character in token) if inside else token.encode()
             )
-        self._lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
-        self._begins = np.cumsum(self._lengths) - self._lengths
+        self.lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
+        """int64 [ids], bytes of each token."""
+        self._begins = np.cumsum(self.lengths) - self.lengths
         self._bytes = np.frombuffer(b"".join(pieces), dtype=np.uint8)
 
     @classmethod
@@ -51,7 +52,7 @@ class TokenBytes:
         """
         lengths = np.fromiter(map(len, documents), np.int64, len(documents))
         tokens = np.concatenate([np.empty(0, np.int64), *documents]).astype(np.int64)
-        sizes = self._lengths[tokens]
+        sizes = self.lengths[tokens]
         ends = np.concatenate([[0], sizes]).cumsum()
         rows = np.arange(ends[-1]) + np.repeat(self._begins[tokens] - ends[:-1], sizes)
         data = self._bytes[rows].tobytes()

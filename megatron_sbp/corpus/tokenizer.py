@@ -94,7 +94,7 @@ class Tokenizer:
 
     def knows(self, token: int) -> bool:
         """Whether an id is one of the vocabulary."""
-        return self._backend.id_to_token(token) is not None
+        return 0 <= token < 1 << 32 and self._backend.id_to_token(token) is not None
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without any special token."""
@@ -119,13 +119,13 @@ class Tokenizer:
 
     def decode_batch(self, documents: Iterable[np.ndarray]) -> list[str]:
         """Texts of several arrays of ids; special tokens among them are written out."""
-        if self._token_bytes is not None:
-            return list(self._token_bytes.texts(list(documents)))
+        if self.token_bytes is not None:
+            return list(self.token_bytes.texts(list(documents)))
         ids = [tokens.tolist() for tokens in documents]
         return self._backend.decode_batch(ids, skip_special_tokens=False)
 
     @cached_property
-    def _token_bytes(self) -> TokenBytes | None:
+    def token_bytes(self) -> TokenBytes | None:
         """A table of the tokens, if the tokenizer is byte-level."""
         return TokenBytes.of(self._backend)
 

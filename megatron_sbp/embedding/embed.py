@@ -25,6 +25,7 @@ from megatron_sbp.embedding.shards import shard_name
 from megatron_sbp.embedding.transformer import TransformerSpec
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest, Stage, atomic_write, peak_memory_bytes
+from megatron_sbp.npy import open_npy, save_npy
 from megatron_sbp.ranks import Ranks
 
 # Documents encoded as one piece. Batches of similar length are formed within a piece, so this
@@ -58,8 +59,8 @@ class Shard:
         """Write both files, each whole or not at all."""
         with atomic_write(self.cut_path) as temporary:
             temporary.write_text(str(cut))
-        with atomic_write(self.path) as temporary, open(temporary, "wb") as file:
-            np.save(file, vectors)
+        with atomic_write(self.path) as temporary:
+            save_npy(temporary, vectors)
 
 
 def embed(options: EmbedOptions, ranks: Ranks | None = None) -> Manifest:
@@ -211,7 +212,7 @@ def _default_workers(spec: EncoderSpec, ranks: Ranks) -> int:
 def _finish(stage: Stage, corpus: Corpus, shards: list[Shard], peak_memory: int) -> None:
     """Count, remove what was needed on the way, complete the output."""
     cut = sum(int(shard.cut_path.read_text()) for shard in shards)
-    dimensions = np.load(shards[0].path, mmap_mode="r").shape[1]
+    dimensions = open_npy(shards[0].path).shape[1]
     for shard in shards:
         shard.cut_path.unlink()
     shutil.rmtree(stage.workspace / _PREPARED, ignore_errors=True)

@@ -14,6 +14,7 @@ import numpy as np
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.embedding.encoders import Encoded, EncoderSpec, sample
 from megatron_sbp.errors import InputError, require
+from megatron_sbp.npy import open_npy, save_npy
 
 # Most frequent words kept; the projection takes 4 x features x dimensions bytes.
 _FEATURES = 1 << 16
@@ -78,8 +79,8 @@ class LexicalSpec(EncoderSpec):
                 matrix, min(self.dimensions, *matrix.shape), n_iter=5, random_state=self.seed
             )
         (directory / "words.json").write_text(json.dumps(tfidf.get_feature_names_out().tolist()))
-        np.save(directory / "idf.npy", tfidf.idf_)
-        np.save(directory / "projection.npy", np.ascontiguousarray(components.T))
+        save_npy(directory / "idf.npy", tfidf.idf_)
+        save_npy(directory / "projection.npy", np.ascontiguousarray(components.T))
 
     def open(
         self, corpus: Corpus, directory: Path, *, threads: int | None = None, gpu: int = 0
@@ -97,8 +98,8 @@ class LexicalEncoder:
 
     def __init__(self, directory: Path):
         self._tfidf = _vectorizer(vocabulary=json.loads((directory / "words.json").read_text()))
-        self._tfidf.idf_ = np.load(directory / "idf.npy")
-        self._projection_WD = np.load(directory / "projection.npy")
+        self._tfidf.idf_ = open_npy(directory / "idf.npy")
+        self._projection_WD = open_npy(directory / "projection.npy")
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Vectors of the texts; zero where a text shares no word with the fitted documents."""

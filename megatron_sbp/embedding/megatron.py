@@ -29,6 +29,7 @@ from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import fingerprint
 from megatron_sbp.models import export, vocabulary
 from megatron_sbp.models.checkpoint import MegatronCheckpoint
+from megatron_sbp.npy import open_npy, save_npy
 
 PREFIX = "megatron:"
 """What stands before the directory of a checkpoint in the name of an encoder."""
@@ -134,13 +135,13 @@ class MegatronSpec(TransformerSpec):
             encoder = MegatronEncoder(self, corpus, directory / _MODEL, None, threads=1)
             vectors = encoder.states(corpus, sample(corpus, self.fit_documents, self.seed)).vectors
             mean = vectors[vectors.any(1)].mean(0, dtype=np.float64)
-            np.save(directory / _CENTER, mean.astype(np.float32))
+            save_npy(directory / _CENTER, mean.astype(np.float32))
 
     def open(
         self, corpus: Corpus, directory: Path, *, threads: int | None = None, gpu: int = 0
     ) -> "MegatronEncoder":
         """Load the exported model."""
-        center = np.load(directory / _CENTER) if self.center else None
+        center = np.array(open_npy(directory / _CENTER)) if self.center else None
         return MegatronEncoder(self, corpus, directory / _MODEL, center, threads=threads, gpu=gpu)
 
 

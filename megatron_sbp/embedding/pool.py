@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_sbp import lifeline
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.embedding.encoders import Encoder, EncoderSpec
 from megatron_sbp.errors import InputError
@@ -61,9 +61,8 @@ def encode_pieces(
         return
     # "spawn": threads of torch and of the tokenizers do not survive a fork.
     context = get_context("spawn")
-    # Workers end when the other end of their lifeline closes: here, or because this process died.
-    lifeline, grip = context.Pipe(duplex=False)
-    setup = _Setup(spec, corpus, prepared, lifeline)
+    line, grip = context.Pipe(duplex=False)
+    setup = _Setup(spec, corpus, prepared, line)
     executor = ProcessPoolExecutor(workers, context, _start_worker, (setup,))
     waiting: deque[Future[Rows]] = deque()
     try:
@@ -100,13 +99,8 @@ def _start_worker(setup: _Setup) -> None:
     global _setup
     _setup = setup
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # An interrupt is the parent's to handle.
-    threading.Thread(target=_watch, args=(setup.lifeline,), daemon=True).start()
+    lifeline.hold(setup.lifeline)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def _watch(lifeline: Connection) -> None:
-    lifeline.poll(None)
-    os._exit(1)
 
 
 @cache

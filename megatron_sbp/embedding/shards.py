@@ -11,8 +11,9 @@ import numpy as np
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
+from megatron_sbp.npy import open_npy
 
-_NAME = re.compile(r"embeddings-(\d+)-of-(\d+)\.npy")
+_NAME = re.compile(r"embeddings-([0-9]{1,9})-of-([0-9]{1,9})\.npy")
 _OPEN_SHARDS = 64  # Every open memory map holds a file descriptor.
 _CHECKED = 1 << 15  # Numbers checked at a time.
 _NORM_TOLERANCE = 1e-2  # Rounding a unit row to float16 changes its norm by less than 1e-3.
@@ -153,12 +154,18 @@ def present_shards(directory: Path) -> dict[ShardKey, Path]:
     """The shards that lie in a directory, which may be some of all.
 
     Raises:
-        InputError: If there is no such directory.
+        InputError: If there is no such directory, or a shard is in it twice.
     """
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; give one that holds embeddings-*.npy")
-    matches = ((_NAME.fullmatch(path.name), path) for path in directory.iterdir())
-    return {(int(match[1]), int(match[2])): path for match, path in matches if match}
+    found: dict[ShardKey, Path] = {}
+    for path in sorted(directory.iterdir()):
+        if match := _NAME.fullmatch(path.name):
+            key = int(match[1]), int(match[2])
+            if key in found:
+                raise InputError(f"{path}: is the same shard as {found[key].name}; remove one")
+            found[key] = path
+    return found
 
 
 def _complete(directory: Path, found: Mapping[ShardKey, Path]) -> list[Path]:
@@ -191,7 +198,7 @@ def open_shard(path: Path) -> np.ndarray:
         InputError: If it cannot be read, or is no shard.
     """
     try:
-        shard = np.load(path, mmap_mode="r")
+        shard = open_npy(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; check the file") from None
     except ValueError as error:
@@ -201,6 +208,8 @@ def open_shard(path: Path) -> np.ndarray:
             f"{path}: {shard.dtype} with {shard.ndim} axes, but a shard is float16 with 2; "
             "convert it with numpy's astype('float16')"
         )
+    if not shard.shape[1]:
+        raise InputError(f"{path}: its rows have no numbers; embed again")
     return shard
 
 

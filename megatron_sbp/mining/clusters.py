@@ -28,6 +28,7 @@ from megatron_sbp.mining.pairs import Pairs
 from megatron_sbp.mining.products import Products
 from megatron_sbp.mining.recall import Recall, estimate
 from megatron_sbp.mining.window import Window
+from megatron_sbp.npy import open_npy
 
 if TYPE_CHECKING:
     import torch
@@ -65,9 +66,7 @@ class Assignments:
         self._directory, self._blocks = directory, blocks
         self._starts = np.array([start for start, _ in blocks])
         # Opening a file takes longer than reading what a small cluster needs of it.
-        self._open = lru_cache(maxsize=_OPEN_FILES)(
-            lambda block: np.load(self._path(block), mmap_mode="r")
-        )
+        self._open = lru_cache(maxsize=_OPEN_FILES)(lambda block: open_npy(self._path(block)))
 
     def _path(self, block: int) -> Path:
         return self._directory / f"{block:06}.npy"

@@ -8,13 +8,15 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.corpus.documents import Corpus, recorded_corpus
 from megatron_sbp.embedding.shards import check_corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
+from megatron_sbp.npy import open_npy
 
 COLUMNS = {"anchor": np.int64, "neighbor": np.int64, "score": np.float32}
 _ROWS = 1 << 22  # Rows checked at a time: tens of megabytes.
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: multiples are far apart.
 
 
 @dataclass(slots=True, eq=False)
@@ -66,8 +68,8 @@ class PairStore:
         check_rows: Whether to read every row, once, to check ids, scores and order.
 
     Raises:
-        InputError: If a column is missing or damaged, rows are not sorted, a document is paired
-            with itself, a score is not finite, or the corpus is another one.
+        InputError: If a column is missing or damaged, rows are not sorted, a pair comes twice, a
+            document is paired with itself, a score is not finite, or the corpus is another one.
     """
 
     def __init__(
@@ -87,10 +89,10 @@ class PairStore:
             )
         self.manifest = Manifest.read_if_there(self.directory, "mine", "mine_pairs.py")
         """The manifest beside the columns, None if another tool wrote them."""
-        self.corpus: list[dict[str, Any]] | None = (
-            self.manifest.counts.get("corpus") if self.manifest else None
-        )
+        self.corpus: list[dict[str, Any]] | None = None
         """``Corpus.fingerprints`` of the corpus that was mined, None if that is not known."""
+        if self.manifest and "corpus" in self.manifest.counts:
+            self.corpus = recorded_corpus(self.manifest, self.directory)
         if corpus is not None and self.corpus is not None:
             check_corpus(self.corpus, corpus, self.directory)
         if check_rows:
@@ -118,7 +120,7 @@ class PairStore:
     def _open(self, name: str) -> np.ndarray:
         path = self._path(name)
         try:
-            column = np.load(path, mmap_mode="r")
+            column = open_npy(path)
         except OSError as error:
             raise InputError(
                 f"{path}: {error.strerror or error}; give the directory that mine_pairs.py wrote"
@@ -145,6 +147,9 @@ class PairStore:
             self._refuse(~np.isfinite(rows.score), low, "has a score that is not finite")
             disorder = ~_follows(rows)
             self._refuse(disorder, low, "comes before its next row (anchor, -score, neighbor)")
+            # Those of an anchor stand together, but two with other scores may be far apart.
+            first = int(np.searchsorted(self.anchor[:stop], self.anchor[start]))
+            self._refuse(_repeated(self[first:stop]), first, "is a pair that comes twice")
 
     def _refuse(self, wrong: np.ndarray, first: int, what: str) -> None:
         if wrong.any():
@@ -165,6 +170,18 @@ def _follows(pairs: Pairs) -> np.ndarray:
         | (same & (score[:-1] > score[1:]))
         | (tied & (neighbor[:-1] < neighbor[1:]))
     )
+
+
+def _repeated(pairs: Pairs) -> np.ndarray:
+    """Whether anchor and neighbour of a row are those of an earlier one, bool [n]."""
+    # Sorting one number is many times faster than sorting two, and few different pairs share one.
+    mixed = pairs.anchor.astype(np.uint64) * _ODD + pairs.neighbor.astype(np.uint64)
+    found = np.zeros(len(pairs), dtype=bool)
+    if len(pairs) and not np.diff(np.sort(mixed)).all():
+        order = np.lexsort((pairs.neighbor, pairs.anchor))
+        again = np.diff(pairs.anchor[order]) | np.diff(pairs.neighbor[order])
+        found[order[1:][again == 0]] = True
+    return found
 
 
 def create_columns(directory: Path, count: int) -> None:

@@ -22,6 +22,7 @@ from megatron_sbp.mining.pairs import Pairs, PairStore
 from megatron_sbp.mining.products import Products, fastest, usable_device
 from megatron_sbp.mining.ring import RingSearch, SpreadEmbeddings
 from megatron_sbp.mining.window import Window
+from megatron_sbp.npy import open_npy
 from megatron_sbp.ranks import Ranks
 
 
@@ -232,7 +233,7 @@ class Preparation:
                 self._embeddings, number, self._options.seed, self._ranks, self._products.device
             )
             self._ranks.on_first(lambda: save_array(path, made))
-        return np.load(path)
+        return np.array(open_npy(path))
 
     def _number_of_clusters(self) -> int:
         documents, wanted = len(self._embeddings), self._options.clusters

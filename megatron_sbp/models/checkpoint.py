@@ -5,7 +5,10 @@ checkpoint was saved with: the ``torch_dist`` format stores global tensors.
 """
 
 import contextlib
+import io
 import logging
+import math
+import re
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
@@ -14,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sbp.errors import InputError
+from megatron_sbp.models.checkpoint_metadata import read_metadata
 
 LATEST = "latest_checkpointed_iteration.txt"
 _METADATA = ".metadata"
+_COMMON = "common.pt"  # what older releases of Megatron keep the arguments in
+_COMMON_ENTRY = "common_state/shard_0_1"  # where newer ones do
 # What is no weight of the model: optimizer and random states, and the empty states of layers.
 _OTHERS = ("optimizer.", "chained_", "rng_state", "rerun_state_machine")
 
@@ -56,14 +62,25 @@ class MegatronCheckpoint:
         Raises:
             InputError: If the checkpoint does not hold them.
         """
-        _ = self._entries  # Says better than Megatron what is wrong with the metadata.
+        _ = self._entries  # Says better what is wrong with the metadata.
         with _quiet():
-            from megatron.core import dist_checkpointing
+            import megatron.core  # noqa: F401 (tells torch which classes arguments are made of)
+            import torch
 
             try:
-                return dist_checkpointing.load_common_state_dict(str(self.directory))["args"]
+                if (self.directory / _COMMON).exists():
+                    common = torch.load(
+                        self.directory / _COMMON, map_location="cpu", weights_only=True
+                    )
+                else:
+                    # Not by Megatron's own function, which would load any pickle.
+                    (common,) = torch.load(self._bytes(_COMMON_ENTRY), weights_only=True)
+                args = common["args"]
             except _torch_errors() as error:
                 raise self._unreadable("the arguments", error) from None
+        if not isinstance(args, Namespace):
+            raise self._unreadable("the arguments", TypeError(f"they are a {type(args).__name__}"))
+        return args
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -72,10 +89,8 @@ class MegatronCheckpoint:
 
     @cached_property
     def _metadata(self) -> Any:
-        from torch.distributed.checkpoint import FileSystemReader
-
         try:
-            return FileSystemReader(self.directory).read_metadata()
+            return read_metadata(self.directory / _METADATA)
         except _torch_errors() as error:
             raise self._unreadable(_METADATA, error) from None
 
@@ -112,14 +127,31 @@ class MegatronCheckpoint:
         offsets, sizes = torch.Size([0] * len(entry.size)), entry.size
         if layer is not None:
             offsets, sizes = torch.Size([layer, *offsets[1:]]), torch.Size([1, *sizes[1:]])
-        target = torch.empty(sizes, dtype=entry.properties.dtype)
         wanted = ChunkStorageMetadata(offsets=offsets, sizes=sizes)
         try:
             items = create_read_items_for_chunk_list(name, entry, [wanted])
+            if sum(math.prod(item.lengths) for item in items) != math.prod(sizes):
+                raise ValueError(f"its pieces are not all of {list(sizes)}")
+            if math.prod(sizes) * entry.properties.dtype.itemsize > self._size:
+                raise ValueError(f"{list(sizes)} is more than the files hold")
+            target = torch.empty(sizes, dtype=entry.properties.dtype)
             self._reader.read_data(LoadPlan(items), _Target(target)).wait()
         except _torch_errors() as error:
             raise self._unreadable(name, error) from None
         return target if layer is None else target[0]
+
+    @cached_property
+    def _size(self) -> int:
+        return sum(path.stat().st_size for path in self.files())
+
+    def _bytes(self, name: str) -> io.BytesIO:
+        """An entry that is no tensor, as it was saved."""
+        from torch.distributed.checkpoint.metadata import MetadataIndex
+
+        stored = self._metadata.storage_data[MetadataIndex(name)]
+        with open(self.directory / stored.relative_path, "rb") as file:
+            file.seek(stored.offset)
+            return io.BytesIO(file.read(min(stored.length, self._size)))
 
     @cached_property
     def _reader(self) -> Any:
@@ -183,13 +215,13 @@ def _newest(load: Path) -> Path:
     if (load / _METADATA).is_file():
         return load
     try:
-        latest = (load / LATEST).read_text().strip()
+        latest = (load / LATEST).read_text(errors="replace").strip()
     except OSError as error:
         raise InputError(
             f"{load / LATEST}: {error.strerror}; give the directory that Megatron saved to"
         ) from None
-    if latest != "release" and not latest.isdecimal():
-        raise InputError(f"{load / LATEST}: holds {latest!r}, not an iteration; save again")
+    if latest != "release" and not re.fullmatch("[0-9]{1,18}", latest):
+        raise InputError(f"{load / LATEST}: holds {latest!r:.40}, not an iteration; save again")
     directory = load / (latest if latest == "release" else f"iter_{int(latest):07d}")
     if not directory.is_dir():
         raise InputError(

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from megatron_sbp.corpus import tokenizer as tokenizers
-from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.corpus.documents import Corpus, recorded_corpus
 from megatron_sbp.corpus.indexed import IndexedWriter, optimal_dtype
 from megatron_sbp.embedding.encoders import EncoderSpec
 from megatron_sbp.embedding.options import EmbedOptions
 from megatron_sbp.embedding.shards import Embeddings, check_corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Stage, difference, peak_memory_bytes
+from megatron_sbp.npy import save_npy
 from megatron_sbp.ranks import Ranks
 from megatron_sbp.synthesis.filter_options import FilterOptions
 from megatron_sbp.synthesis.store import (
@@ -69,7 +70,8 @@ class _Inputs:
             )
         if embeddings.manifest is None or self.encoder is None:
             return
-        check_corpus(embeddings.manifest.counts["corpus"], self.real, embeddings.directory)
+        recorded = recorded_corpus(embeddings.manifest, embeddings.directory)
+        check_corpus(recorded, self.real, embeddings.directory)
         made = {k: v for k, v in embeddings.manifest.options.items() if k not in _SAME}
         if changes := difference(made, self.encoder.settings()):
             raise InputError(
@@ -169,5 +171,5 @@ def _write(synthetic: SyntheticCorpus, kept: np.ndarray, prefix: Path) -> None:
             tokens = [synthetic.documents.tokens(number) for number in rows.tolist()]
             documents.extend(np.concatenate(tokens), [len(some) for some in tokens])
             columns.extend({name: synthetic.columns[name][rows] for name in COLUMNS})
-    np.save(column_path(prefix, ORIGIN), kept)
+    save_npy(column_path(prefix, ORIGIN), kept)
     tokenizers.copy(str(tokenizer.directory), prefix.parent / "tokenizer")

@@ -14,6 +14,7 @@ from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import FILENAME, Manifest
 from megatron_sbp.models.checkpoint import MegatronCheckpoint, is_megatron
+from megatron_sbp.npy import open_npy
 from megatron_sbp.synthesis.store import COLUMNS, column_path
 
 LARGEST = int(np.iinfo(COLUMNS["generation"]).max)
@@ -46,7 +47,7 @@ def _open(prefix: Path) -> np.ndarray | None:
             raise InputError(f"{prefix}: is synthetic, but {path} is missing; synthesize it again")
         return None
     try:
-        column: np.ndarray = np.load(path, mmap_mode="r")
+        column = open_npy(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); synthesize again") from None
     return column

@@ -10,6 +10,7 @@ from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.mining.pairs import PairStore
 from megatron_sbp.mining.related import related
+from megatron_sbp.npy import open_npy
 
 UNIFORM, TOKENS = "uniform", "tokens"
 _DOCUMENTS = 1 << 22  # weights summed up at a time
@@ -138,7 +139,7 @@ def write_cumulative(weights: Literal["tokens"] | str, corpus: Corpus, path: Pat
 def _open_weights(path: str, documents: int) -> np.ndarray:
     """The weights of a file, memory-mapped."""
     try:
-        given: np.ndarray = np.load(path, mmap_mode="r")
+        given = open_npy(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--seed-weights {path}: cannot be read ({error}); give uniform, tokens or a .npy file"

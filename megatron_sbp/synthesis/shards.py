@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from megatron_sbp.corpus.indexed import IndexedWriter
+from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import atomic_write
+from megatron_sbp.npy import read_npz
 from megatron_sbp.synthesis.engine import END_OF_DOCUMENT
 from megatron_sbp.synthesis.store import COLUMNS, ColumnWriter, Provenance
 
@@ -115,7 +117,7 @@ class Shards:
         if self._num_tokens is None:
             return False
         while self._tokens < self._num_tokens and self.path(self._checked).exists():
-            self._tokens += int(self._column(self._checked, "lengths").sum())
+            self._tokens += int(self._read(self._checked, "lengths")["lengths"].sum())
             self._checked += 1
         return self._tokens >= self._num_tokens
 
@@ -142,9 +144,15 @@ class Shards:
         with atomic_write(self.path(shard)) as temporary, open(temporary, "wb") as file:
             np.savez(file, **columns)
 
-    def _column(self, shard: int, name: str) -> np.ndarray:
-        with np.load(self.path(shard)) as file:
-            return file[name]
+    def _read(self, shard: int, *names: str) -> dict[str, np.ndarray]:
+        """Columns of a shard, all or some."""
+        path = self.path(shard)
+        try:
+            return read_npz(path, *names)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path}: cannot be read ({error}); remove it, and the same command makes it again"
+            ) from None
 
     def present(self) -> list[int]:
         """Numbers of all shards that are there."""
@@ -154,10 +162,10 @@ class Shards:
         """Documents, tokens and seconds of all ranks in the shards that are there."""
         documents, tokens, seconds = 0, 0, 0.0
         for shard in self.present():
-            with np.load(self.path(shard)) as file:
-                documents += len(file["lengths"])
-                tokens += int(file["lengths"].sum())
-                seconds += float(file["seconds"])
+            columns = self._read(shard, "lengths", "seconds")
+            documents += len(columns["lengths"])
+            tokens += int(columns["lengths"].sum())
+            seconds += float(columns["seconds"])
         return documents, tokens, seconds
 
     def assemble(self, prefix: Path, dtype: np.dtype[Any]) -> dict[str, Any]:
@@ -175,8 +183,7 @@ class Shards:
         seed_tokens = seeds_cut = ended = 0
         with IndexedWriter(prefix, dtype) as writer, ColumnWriter(prefix) as columns:
             for number in self.present():
-                with np.load(self.path(number)) as file:
-                    shard = dict(file)
+                shard = self._read(number)
                 keep = self._wanted(shard["lengths"], writer.tokens)
                 lengths = shard["lengths"][:keep]
                 writer.extend(shard["tokens"][: lengths.sum()], lengths)

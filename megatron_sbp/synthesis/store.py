@@ -7,9 +7,10 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.corpus.documents import Corpus, recorded_corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
+from megatron_sbp.npy import open_npy
 
 COLUMNS: dict[str, Any] = {
     "seed": np.int64,  # flat id of the seed document in the corpus that the manifest names
@@ -81,13 +82,21 @@ class SyntheticCorpus:
         return self.documents.files() + columns
 
     @property
+    def _seed_corpora(self) -> list[list[dict[str, Any]]]:
+        """Of every prefix the ``Corpus.fingerprints`` of what its seeds were drawn from."""
+        return [
+            recorded_corpus(manifest, prefix)
+            for manifest, prefix in zip(self.manifests, self.prefixes, strict=True)
+        ]
+
+    @property
     def seed_corpus(self) -> list[dict[str, Any]]:
         """``Corpus.fingerprints`` of what the seeds were drawn from, which their ids mean.
 
         Raises:
             InputError: If prefixes have their seeds from different corpora.
         """
-        found = [manifest.counts["corpus"] for manifest in self.manifests]
+        found = self._seed_corpora
         checksums = [[entry["idx_sha256"] for entry in corpus] for corpus in found]
         for prefix, of_prefix in zip(self.prefixes, checksums, strict=True):
             if of_prefix != checksums[0]:
@@ -106,8 +115,8 @@ class SyntheticCorpus:
         given = {entry["idx_sha256"] for entry in corpus.fingerprints}
         lacking = {
             entry["prefix"]: None
-            for manifest in self.manifests
-            for entry in manifest.counts["corpus"]
+            for entries in self._seed_corpora
+            for entry in entries
             if entry["idx_sha256"] not in given and column_path(entry["prefix"], "seed").exists()
         }
         if not lacking:
@@ -121,16 +130,17 @@ class SyntheticCorpus:
             int64 [documents].
 
         Raises:
-            InputError: If a prefix that seeds were drawn from is not one of the corpus.
+            InputError: If a prefix that seeds were drawn from is not one of the corpus, or a seed
+                is in none.
         """
         given = {entry["idx_sha256"]: number for number, entry in enumerate(corpus.fingerprints)}
         ids = np.array(self.columns["seed"])
-        for part, manifest in enumerate(self.manifests):
+        for part, entries in enumerate(self._seed_corpora):
             rows = slice(*self.documents.offsets[part : part + 2])
-            counts = [entry["documents"] for entry in manifest.counts["corpus"]]
+            counts = [entry["documents"] for entry in entries]
             offsets = np.concatenate(([0], np.cumsum(counts)))
             shifts = np.empty(len(counts), dtype=np.int64)
-            for number, entry in enumerate(manifest.counts["corpus"]):
+            for number, entry in enumerate(entries):
                 place = given.get(entry["idx_sha256"])
                 if place is None:
                     names = ", ".join(map(str, corpus.prefixes))
@@ -139,6 +149,14 @@ class SyntheticCorpus:
                         f"which is not among the given corpus ({names}); add it to --corpus"
                     )
                 shifts[number] = corpus.offsets[place] - offsets[number]
+            outside = (ids[rows] < 0) | (ids[rows] >= offsets[-1])
+            if outside.any():
+                document = int(np.argmax(outside))
+                raise InputError(
+                    f"{self.prefixes[part]}: document {document} has the seed "
+                    f"{ids[rows][document]}, but its seeds' corpus has ids 0 to "
+                    f"{offsets[-1] - 1}; synthesize again"
+                )
             ids[rows] += shifts[np.searchsorted(offsets, ids[rows], side="right") - 1]
         return ids
 
@@ -176,7 +194,7 @@ class _Columns(Mapping[str, np.ndarray]):
 def _open(path: Path, dtype: Any, documents: int) -> np.ndarray:
     """The column of one prefix, memory-mapped."""
     try:
-        column: np.ndarray = np.load(path, mmap_mode="r")
+        column = open_npy(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: cannot be read ({error}); give a prefix that synthesize.py or "

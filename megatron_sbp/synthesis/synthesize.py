@@ -18,6 +18,7 @@ from megatron_sbp.corpus.tokenizer import Tokenizer
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest, Stage, atomic_write, peak_memory_bytes
 from megatron_sbp.mining.pairs import PairStore
+from megatron_sbp.npy import open_npy
 from megatron_sbp.ranks import Ranks
 from megatron_sbp.synthesis import generations, model
 from megatron_sbp.synthesis.engine import Engine, Request
@@ -148,7 +149,7 @@ def _prompts(
 ) -> Prompts:
     weights = None
     if prepared.weights:
-        weights = np.asarray(np.load(prepared.weights, mmap_mode="r"))
+        weights = np.asarray(open_npy(prepared.weights))
     return Prompts(
         Seeds(inputs.corpus, weights, inputs.neighbors),
         context,

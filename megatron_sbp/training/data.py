@@ -17,6 +17,7 @@ from megatron_sbp.corpus.template import Template
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import FILENAME
 from megatron_sbp.training.batch import is_packed
+from megatron_sbp.training.interruption import whole_indexes
 from megatron_sbp.training.ledger import ledger
 from megatron_sbp.training.pairs.dataset import (
     PairedDocumentDataset,
@@ -57,7 +58,9 @@ class DatasetsProvider:
             if self._args.object_storage_cache_path is None:  # sizes are those of local files
                 self._planned = announce(self._args)
         built_here = partial(_is_built_here, self._args, vp_stage)
-        datasets = BlendedMegatronDatasetBuilder(dataset_class, sizes, built_here, config).build()
+        builder = BlendedMegatronDatasetBuilder(dataset_class, sizes, built_here, config)
+        with whole_indexes(self._args.data_cache_path):
+            datasets = builder.build()
         if datasets[0] is not None:
             self._train = datasets[0]
         return datasets

@@ -1,4 +1,4 @@
-"""How a rank of a training run leaves: with the others, or saying which ones did not answer.
+"""How a rank of a training run leaves: with the others, or saying what ended the run.
 
 A collective operation that one rank never joins fails on the others when its time is over
 (``--distributed-timeout-minutes``). Gloo's error then names addresses at best; the roll call here
@@ -12,8 +12,13 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+from megatron.core.rerun_state_machine import (
+    EXIT_CODE_FAILED_ON_RESULT_VALIDATION,
+    EXIT_CODE_RESUME_TO_DISAMBIGUATE,
+)
 from torch import distributed
 
+_REFUSED = (EXIT_CODE_FAILED_ON_RESULT_VALIDATION, EXIT_CODE_RESUME_TO_DISAMBIGUATE)
 _PATIENCE = timedelta(seconds=10)
 """Ranks whose operation began together run out of time together, give or take an iteration."""
 
@@ -31,10 +36,27 @@ def leaving() -> Iterator[None]:
         if _is_of_communication(error):
             _call_roll()
         raise
-    except SystemExit:
+    except SystemExit as stop:
+        if stop.code in _REFUSED:
+            _name_step()
         _destroy()
         raise
     _destroy()
+
+
+def _name_step() -> None:
+    """Say in which step Megatron found what ends the run; its own message may count others."""
+    from megatron.training import get_args
+
+    args = get_args()
+    if args.rank == 0:
+        step = args.curr_iteration + 1
+        print(
+            f"error: step {step}: the loss or a gradient is not a finite number (Megatron's "
+            f"`Unexpected result` says which); the weights are those of step {step - 1}. Lower "
+            "--lr, or begin with an earlier checkpoint",
+            file=sys.stderr,
+        )
 
 
 def _is_of_communication(error: RuntimeError) -> bool:

@@ -14,6 +14,7 @@ from megatron.training import global_vars
 from megatron_sbp import manifest
 from megatron_sbp.metrics import MetricsWriter, read_metrics
 from megatron_sbp.training.data import data_paths
+from megatron_sbp.training.interruption import Lock
 from megatron_sbp.training.ledger import differences
 
 
@@ -32,6 +33,8 @@ class RunRecord:
         self._parameters = 0
         self._writes = args.save is not None and args.rank == args.world_size - 1
         if self._writes:
+            self._lock = Lock(args.save)
+            self._inputs = {path: manifest.fingerprint(path) for path in _inputs(args)}
             writer = MetricsWriter(args.save, global_vars._GLOBAL_TENSORBOARD_WRITER)
             global_vars._GLOBAL_TENSORBOARD_WRITER = writer
 
@@ -67,7 +70,7 @@ class RunRecord:
         manifest.Manifest(
             stage="train",
             options={"objective": args.sbp_objective, "arguments": self._arguments},
-            inputs={path: manifest.fingerprint(path) for path in _inputs(args)},
+            inputs=self._inputs,
             counts={
                 "iterations": args.consumed_train_samples // args.global_batch_size,
                 "consumed_samples": args.consumed_train_samples,
@@ -83,6 +86,7 @@ class RunRecord:
             peak_memory_bytes=manifest.peak_memory_bytes(),
             environment=manifest.environment(),
         ).write(args.save)
+        self._lock.remove()
 
 
 def _inputs(args: Namespace) -> list[str]:

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -22,6 +23,7 @@ from numpy.typing import DTypeLike
 
 from megatron_sbp.manifest import atomic_write
 from megatron_sbp.mining.related import related
+from megatron_sbp.npy import open_npy, save_npy
 from megatron_sbp.training.pairs.config import PairedDocumentDatasetConfig, Room
 from megatron_sbp.training.pairs.controls import choose_controls
 from megatron_sbp.training.pairs.documents import PairedPrefix, SplitDocuments
@@ -153,13 +155,13 @@ class PairIndex:
         """pairs, cut_d1, cut_d2, skipped_long, skipped_short, rows, tokens, supervised_tokens."""
         self.ends: list[bool] = record["ends"]
         """See ``SplitDocuments.ends``."""
-        self.entries = np.asarray(np.load(_file(base, "pairs.npy"), mmap_mode="r"))
+        self.entries = np.asarray(open_npy(_file(base, "pairs.npy")))
         """Integers [pairs], the entries of the rows."""
         self.controls: np.ndarray | None = None
         """int64 [pairs], ids of the controls' d1; None where there are none."""
         if _file(base, "controls.npy").exists():
-            self.controls = np.asarray(np.load(_file(base, "controls.npy"), mmap_mode="r"))
-        table = np.load(_file(base, "rows.npy"))
+            self.controls = np.asarray(open_npy(_file(base, "controls.npy")))
+        table = open_npy(_file(base, "rows.npy"))
         self._rows, self._places, self._pieces = table.T.tolist()
 
     def row(self, row: int) -> slice:
@@ -200,8 +202,9 @@ def build(
     """
     base.parent.mkdir(parents=True, exist_ok=True)
     entries.documents.sample_ends()
-    with TemporaryDirectory(prefix=f".{base.name}-", dir=base.parent) as scratch:
-        lengths = _create(Path(scratch, "lengths.npy"), np.uint32, entries.count)
+    # A file without a name: nothing is left of it, however this process ends.
+    with TemporaryFile(dir=base.parent) as scratch:
+        lengths = _map(scratch, np.dtype(np.uint32), entries.count)
         histogram, counts = _measure(entries, config, lengths)
         layout = Layout(best_fit(histogram))
         counts["rows"] = layout.rows
@@ -213,8 +216,8 @@ def build(
             _place(lengths, layout, placed, config.random_seed)
             if controls:
                 _choose(_file(base, "controls.npy"), entries, placed, config.random_seed)
-    with atomic_write(_file(base, "rows.npy")) as path, open(path, "wb") as file:
-        np.save(file, layout.table)
+    with atomic_write(_file(base, "rows.npy")) as path:
+        save_npy(path, layout.table)
     with atomic_write(_file(base, "description.txt")) as path:
         path.write_text(description)
     with atomic_write(_file(base, "counts.json")) as path:
@@ -303,6 +306,13 @@ def _create(path: Path, dtype: DTypeLike, count: int) -> np.ndarray:
         # A map of a file that the disk has no room for would end the process without a word.
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return column
+
+
+def _map(file: BinaryIO, dtype: np.dtype[Any], count: int) -> np.ndarray:
+    """Map an open, empty file for one array."""
+    room = max(count, 1)  # Nothing cannot be mapped.
+    os.posix_fallocate(file.fileno(), 0, room * dtype.itemsize)
+    return np.memmap(file, dtype, "r+", shape=(room,))[:count]
 
 
 def _file(base: Path, ending: str) -> Path:
