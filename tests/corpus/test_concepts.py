@@ -45,6 +45,7 @@ FULL = Difficulty(
     attributes=len(NOUNS),
     values=9,
     told=6,
+    restated=2,
     wordings=len(FRAMES),
     styles=len(OPENINGS),
     name_tokens=3,
@@ -84,10 +85,12 @@ def test_every_permutation_takes_every_number_once(size: int) -> None:
         assert abs(statistic - (size - 1)) < 0.35 * size
 
 
-def test_a_concept_is_told_in_every_way_once() -> None:
-    world = World.draw(dataclasses.replace(TINY, unnamed_share=0.0))
-    count = TINY.documents
-    assert count == 2 * perm(3, 2) * 2**2
+@pytest.mark.parametrize(("restated", "ways"), [(0, 1), (1, 2 * 2), (2, 2 * 2**2)])
+def test_a_concept_is_told_in_every_way_once(restated: int, ways: int) -> None:
+    tiny = dataclasses.replace(TINY, unnamed_share=0.0, restated=restated)
+    world = World.draw(tiny)
+    count = tiny.documents
+    assert count == 2 * perm(3, 2) * 2**2 * ways
     documents = world.write(np.ones(count, np.int64), np.arange(count))
     rows = split(world.grammar.render(documents))
     assert len({tokens.tobytes() for tokens in rows}) == count
@@ -120,7 +123,8 @@ def test_what_is_written_is_read(difficulty: Difficulty, tmp_path: Path) -> None
         assert (getattr(found, name) == getattr(documents, name)).all(), name
     kinds = world.grammar.kinds[rows.tokens]
     assert (kinds == VALUE).sum() == documents.value.size
-    assert (kinds == NAME).sum() == difficulty.name_tokens * (documents.name >= 0).sum()
+    mentions = 2 if difficulty.restated else 1
+    assert (kinds == NAME).sum() == mentions * difficulty.name_tokens * (documents.name >= 0).sum()
     assert len(set(world.grammar.vocabulary)) == len(world.grammar.vocabulary)
     tokenizer = save_tokenizer(world.grammar.vocabulary, tmp_path / "tokenizer")
     bodies = [tokens[:-1] for tokens in split(rows)]
@@ -152,20 +156,24 @@ def test_text_is_sentences() -> None:
         end = text.index(opening[2], place)
         assert re.fullmatch(r"a town|[A-Z][a-z]{8}", text[place:end])
         place = end + len(opening[2])
-        for _ in range(FULL.told):
+        for number in range(FULL.statements):
+            if number == FULL.told:
+                recap = f" Once more about {text[len(opening[0]) : end]}:"
+                assert text.startswith(recap, place)
+                place += len(recap)
             assert text.startswith(link, place)
             place += len(link)
             (found,) = filter(None, (re.compile(one).match(text, place) for one in statements))
             attribute = NOUNS.index(found["noun"])
-            number = attribute * FULL.values + int(world.values[concept, attribute])
-            assert world.grammar.vocabulary[first_value + number] == f" {found['value']}"
+            value_number = attribute * FULL.values + int(world.values[concept, attribute])
+            assert world.grammar.vocabulary[first_value + value_number] == f" {found['value']}"
             place = found.end()
         assert place == len(text)
 
 
 def test_every_change_of_a_token_is_noticed() -> None:
     """A document with one token changed is another document, or none."""
-    world = World.draw(FULL)
+    world = World.draw(dataclasses.replace(FULL, restated=0))
     random = np.random.default_rng(3)
     _, documents = some_documents(world, 60)
     originals = split(world.grammar.render(documents))
@@ -189,8 +197,12 @@ def test_every_change_of_a_token_is_noticed() -> None:
 def by_hand(world: World, concepts: np.ndarray) -> Iterator[tuple[tuple[int, ...], float]]:
     """Every document that can be written, as tokens, with the probability of writing it."""
     sizes = world.difficulty
-    arrangements = list(itertools.permutations(range(sizes.attributes), sizes.told))
-    wordings = list(itertools.product(range(sizes.wordings), repeat=sizes.told))
+    arrangements = [
+        told + again
+        for told in itertools.permutations(range(sizes.attributes), sizes.told)
+        for again in itertools.permutations(told, sizes.restated)
+    ]
+    wordings = list(itertools.product(range(sizes.wordings), repeat=sizes.statements))
     choices = list(itertools.product(range(sizes.styles), arrangements, wordings))
     for (concept, values), named in itertools.product(enumerate(concepts), (True, False)):
         name = world.names[concept] if named else -1
@@ -206,10 +218,11 @@ def by_hand(world: World, concepts: np.ndarray) -> Iterator[tuple[tuple[int, ...
             yield tuple(tokens.tolist()), chance / len(choices) / len(concepts)
 
 
+@pytest.mark.parametrize("restated", [0, 1])
 @pytest.mark.parametrize("reader", ["all", "some", "none"])
-def test_the_floor_is_the_probability_of_every_token(reader: str) -> None:
+def test_the_floor_is_the_probability_of_every_token(reader: str, restated: int) -> None:
     """Against all documents of a tiny world, averaged over all values that are not known."""
-    world = World.draw(TINY)
+    world = World.draw(dataclasses.replace(TINY, restated=restated))
     known = np.ones(world.values.shape, dtype=bool)
     if reader != "all":
         known[:] = False
@@ -243,6 +256,22 @@ def test_the_floor_is_the_probability_of_every_token(reader: str) -> None:
             log(prefixes[tokens[:end]] / prefixes[tokens[: end + 1]]) for end in range(len(tokens))
         ]
         assert nats == pytest.approx(wanted, abs=1e-9)
+
+
+def test_what_is_told_again_must_be_what_was_told() -> None:
+    world = World.draw(dataclasses.replace(FULL, unnamed_share=0.0))
+    _, documents = some_documents(world, 50)
+    every = np.ones(world.values.shape, dtype=bool)
+    assert np.isfinite(likelihood(world, documents, every).per_document).all()
+    value, attribute = documents.value.copy(), documents.attribute.copy()
+    value[:, -1] = (value[:, -1] + 1) % FULL.values
+    untold = [min(set(range(FULL.attributes)) - set(row)) for row in attribute.tolist()]
+    attribute[:, -1] = untold
+    parser = Parser(world.grammar)
+    for changed in ({"value": value}, {"attribute": attribute}):
+        other = dataclasses.replace(documents, **changed)
+        assert np.isinf(likelihood(world, other, every).per_document).all()
+        assert not parser.documents(world.grammar.render(other))[0].any()
 
 
 def test_what_cannot_be_has_no_probability() -> None:

@@ -28,6 +28,9 @@ class Difficulty:
     """Values that an attribute may have, all equally likely; no two attributes share one."""
     told: int = field(default=4, metadata={"metavar": "ATTRIBUTES"})
     """Attributes that a document tells, drawn at random and in random order."""
+    restated: int = field(default=0, metadata={"metavar": "ATTRIBUTES"})
+    """Of these, attributes that it tells again at its end, with the name, in random order and
+    wording: what a model learns to copy from."""
     wordings: int = field(default=4, metadata={"metavar": "WORDINGS"})
     """Ways to word a statement, drawn for every statement."""
     styles: int = field(default=4, metadata={"metavar": "STYLES"})
@@ -47,6 +50,7 @@ class Difficulty:
             ("attributes", 1, len(NOUNS)),
             ("values", 2, VALUE_WORDS // max(self.attributes, 1)),
             ("told", 1, self.attributes),
+            ("restated", 0, self.told),
             ("wordings", 1, len(FRAMES)),
             ("styles", 1, len(OPENINGS)),
             ("name_tokens", 1, 8),
@@ -83,4 +87,10 @@ class Difficulty:
     @property
     def documents(self) -> int:
         """Different documents that there are about one concept."""
-        return self.styles * perm(self.attributes, self.told) * self.wordings**self.told
+        told = perm(self.attributes, self.told) * perm(self.told, self.restated)
+        return self.styles * told * self.wordings**self.statements
+
+    @property
+    def statements(self) -> int:
+        """Statements of a document."""
+        return self.told + self.restated

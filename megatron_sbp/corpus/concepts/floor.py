@@ -1,11 +1,12 @@
 """The entropy floor: how well any reader could predict a document, token by token.
 
 A document comes about by independent uniform choices: a style, a concept, attributes without
-repetition, a wording for each, and whether the concept is named. In the grammar every choice shows
-in one token (in those of the name for the concept), so that the probability of a token given those
-before it is a product of the choices that it shows. Where the concept is named its values follow
-from it. Where it is not, they are predicted by all concepts that fit what was told so far, in
-proportion to how well they fit.
+repetition, some of these without repetition to be told again, a wording for each statement, and
+whether the concept is named. In the grammar every choice shows in one token (in those of the name
+for the concept), so that the probability of a token given those before it is a product of the
+choices that it shows. Where the concept is named its values follow from it. Where it is not, they
+are predicted by all concepts that fit what was told so far, in proportion to how well they fit.
+What is told again has the value that it had before.
 """
 
 from dataclasses import dataclass
@@ -72,10 +73,13 @@ def likelihood(world: World, documents: Documents, known: np.ndarray) -> Likelih
     values = np.empty(documents.value.shape)
     values[named] = _of_named_values(world, documents[named], known)
     values[~named] = _of_unnamed_values(world, documents[~named], known)
+    values[:, sizes.told :] = np.where(documents.repeats(sizes.told), 0.0, np.inf)
+    left = [sizes.attributes - statement for statement in range(sizes.told)]
+    left += [sizes.told - statement for statement in range(sizes.restated)]
     for statement, first in enumerate(grammar.statement_columns):
         wording = documents.wording[:, statement]
         nats[:, first] = np.log(sizes.wordings)
-        nats[rows, first + grammar.noun_column[wording]] = np.log(sizes.attributes - statement)
+        nats[rows, first + grammar.noun_column[wording]] = np.log(left[statement])
         nats[rows, first + grammar.value_column[wording]] = values[:, statement]
     there = table != NONE
     rendered = grammar.render(documents)
@@ -99,7 +103,7 @@ def _of_names(world: World, names: np.ndarray) -> np.ndarray:
 
 
 def _of_named_values(world: World, documents: Documents, known: np.ndarray) -> np.ndarray:
-    """Nats of the values of concepts that are named: float64 [n, told]."""
+    """Nats of the values of concepts that are named: float64 [n, statements]."""
     concepts = world.find(documents.name)[:, None]
     wrong = np.where(world.values[concepts, documents.attribute] == documents.value, 0, np.inf)
     told = known[concepts, documents.attribute] & (concepts >= 0)
@@ -107,13 +111,13 @@ def _of_named_values(world: World, documents: Documents, known: np.ndarray) -> n
 
 
 def _of_unnamed_values(world: World, documents: Documents, known: np.ndarray) -> np.ndarray:
-    """Nats of the values of concepts that are not named: float64 [n, told]."""
+    """Nats of the values of concepts that are not named: float64 [n, statements]."""
     step = max(1, _BATCH // world.difficulty.concepts)
     parts = [
         _of_some_unnamed(world, documents[start : start + step], known)
         for start in range(0, len(documents), step)
     ]
-    return np.concatenate([np.empty((0, world.difficulty.told)), *parts])
+    return np.concatenate([np.empty((0, world.difficulty.statements)), *parts])
 
 
 def _of_some_unnamed(world: World, documents: Documents, known: np.ndarray) -> np.ndarray:

@@ -3,7 +3,9 @@
 Everything is done for many documents at a time. A document is laid out in a row of columns, of
 which those that it does not need are left out at the end:
 
-    opening | link, statement | link, statement | ... | end of document
+    opening | link, statement | ... | recap | link, statement | ... | end of document
+
+The recap and what follows it are there if something is told again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,7 @@ from megatron_sbp.corpus.concepts.words import (
     NOUNS,
     OPENINGS,
     PIECE,
+    RECAP,
     UNNAMED,
     long_name,
     syllable,
@@ -42,17 +45,28 @@ class Documents:
     name: np.ndarray
     """int64 [n], number of the name; -1 where none is given"""
     attribute: np.ndarray
-    """int64 [n, told], in the order of the statements"""
+    """int64 [n, statements], in their order"""
     value: np.ndarray
-    """int64 [n, told]"""
+    """int64 [n, statements]"""
     wording: np.ndarray
-    """int64 [n, told]"""
+    """int64 [n, statements]"""
 
     def __len__(self) -> int:
         return len(self.style)
 
     def __getitem__(self, rows: np.ndarray | slice) -> "Documents":
         return Documents(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def repeats(self, told: int) -> np.ndarray:
+        """Which of the statements after the first ``told`` say what one of these says.
+
+        Returns:
+            bool [n, statements - told].
+        """
+        new, again = slice(told), slice(told, None)
+        same = self.attribute[:, again, None] == self.attribute[:, None, new]
+        same &= self.value[:, again, None] == self.value[:, None, new]
+        return same.any(axis=2)
 
     @classmethod
     def join(cls, parts: Sequence["Documents"]) -> Self:
@@ -103,7 +117,8 @@ class Grammar:
         self.difficulty = difficulty
         frames = FRAMES[: difficulty.wordings]
         openings = OPENINGS[: difficulty.styles]
-        sentences = [*frames, UNNAMED, *(text for pair in openings for text in pair)]
+        recaps = [RECAP] if difficulty.restated else []
+        sentences = [*frames, UNNAMED, *(text for pair in openings for text in pair), *recaps]
         pieces = [piece for sentence in sentences for piece in PIECE.findall(sentence)]
         words = [piece for piece in dict.fromkeys(pieces) if "{" not in piece]
         self.vocabulary = SPECIAL + words
@@ -128,10 +143,10 @@ class Grammar:
         """int64 [wordings, width]: tokens and slots of a statement."""
         self.links = np.array([self._id.get(link, NONE) for _, link in openings])
         """int64 [styles]: token before each statement, or none."""
-        named = [self._sentence(opening) for opening, _ in openings]
-        unnamed = [self._sentence(text.replace(" {name}", UNNAMED)) for text, _ in openings]
-        self.openings = self._table(named + unnamed).reshape(2, len(openings), -1)
+        self.openings = self._with_and_without_name([opening for opening, _ in openings])
         """int64 [2, styles, width]: tokens and slots of an opening, with a name and without."""
+        self.recap = self._with_and_without_name(recaps)
+        """int64 [2, 1, width] of the recap likewise, or [2, 0, 0]."""
 
     def _add(self, words: Iterator[str]) -> range:
         first = len(self.vocabulary)
@@ -155,9 +170,15 @@ class Grammar:
                 row.append(slots[piece] if piece in slots else self._id[piece])
         return row
 
+    def _with_and_without_name(self, sentences: Sequence[str]) -> np.ndarray:
+        named = [self._sentence(text) for text in sentences]
+        unnamed = [self._sentence(text.replace(" {name}", UNNAMED)) for text in sentences]
+        table = self._table(named + unnamed)
+        return table.reshape(2, len(sentences), table.shape[1])
+
     @staticmethod
     def _table(rows: list[list[int]]) -> np.ndarray:
-        table = np.full((len(rows), max(map(len, rows))), NONE)
+        table = np.full((len(rows), max(map(len, rows), default=0)), NONE)
         for number, row in enumerate(rows):
             table[number, : len(row)] = row
         return table
@@ -179,9 +200,10 @@ class Grammar:
 
     @property
     def statement_columns(self) -> np.ndarray:
-        """int64 [told], column of the first word of each statement; its link stands before it."""
-        width = self.frames.shape[1] + 1
-        return self.openings.shape[2] + 1 + np.arange(self.difficulty.told) * width
+        """int64 [statements], column of each statement's first word; its link stands before it."""
+        statement = np.arange(self.difficulty.statements)
+        after_recap = (statement >= self.difficulty.told) * self.recap.shape[2]
+        return self.openings.shape[2] + 1 + statement * (self.frames.shape[1] + 1) + after_recap
 
     def name_digits(self, names: np.ndarray) -> np.ndarray:
         """Number of each part of some names: int64 [n] to int64 [n, name tokens]."""
@@ -191,10 +213,8 @@ class Grammar:
 
     def lay_out(self, documents: Documents) -> np.ndarray:
         """Tokens of documents in their columns, -1 where a document has none: int64 [n, width]."""
-        opening = self.openings[(documents.name < 0).astype(int), documents.style]
-        for part, digit in enumerate(self.name_digits(documents.name).T):
-            first = (self.first_parts if part == 0 else self.parts).start
-            opening = np.where(opening == _NAME - part, first + digit[:, None], opening)
+        unnamed = (documents.name < 0).astype(int)
+        opening = self._name(self.openings[unnamed, documents.style], documents.name)
         statement = self.frames[documents.wording]
         noun = self.nouns.start + documents.attribute[..., None]
         number = documents.attribute * self.difficulty.values + documents.value
@@ -203,9 +223,21 @@ class Grammar:
         statement = np.where(statement == _VALUE, value, statement)
         link = np.broadcast_to(self.links[documents.style, None, None], noun.shape)
         statements = np.concatenate([link, statement], axis=2)
-        count, told, width = statements.shape
+        count, many, width = statements.shape
+        first = self.difficulty.told * width  # columns of what is told for the first time
+        columns = statements.reshape(count, many * width)
+        recap = np.empty((count, 0), np.int64)
+        if self.difficulty.restated:
+            recap = self._name(self.recap[unnamed, 0], documents.name)
         end = np.full((count, 1), _EOD)
-        return np.concatenate([opening, statements.reshape(count, told * width), end], axis=1)
+        return np.concatenate([opening, columns[:, :first], recap, columns[:, first:], end], axis=1)
+
+    def _name(self, sentences: np.ndarray, names: np.ndarray) -> np.ndarray:
+        """Sentences with names in their slots: int64 [n, width]."""
+        for part, digit in enumerate(self.name_digits(names).T):
+            first = (self.first_parts if part == 0 else self.parts).start
+            sentences = np.where(sentences == _NAME - part, first + digit[:, None], sentences)
+        return sentences
 
     def render(self, documents: Documents) -> Rows:
         """Tokens of documents, the end-of-document token included."""

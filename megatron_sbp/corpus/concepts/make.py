@@ -16,6 +16,7 @@ from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.indexed import IndexedWriter, optimal_dtype
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest, Stage
+from megatron_sbp.npy import save_npy
 
 REAL, HELDOUT, ORACLE = "real", "real-heldout", "oracle"
 """Names of the prefixes."""
@@ -136,7 +137,7 @@ def _write_split(world: World, prefix: Path, first: int, each: int) -> int:
             column[numbers] = concepts
             characters += int(grammar.characters[rows.tokens].sum())
             progress.update(len(numbers))
-    np.save(concept_path(prefix), column)
+    save_npy(concept_path(prefix), column)
     return characters
 
 

@@ -103,15 +103,16 @@ class Parser:
         Returns:
             Which they are, bool [n], and what they say.
         """
-        told = self._grammar.difficulty.told
+        sizes = self._grammar.difficulty
         statements = self.statements(rows)
         statements = statements[statements.attribute >= 0]
         some = np.flatnonzero(rows.lengths > 0)
         style = np.full(len(rows), -1)
         style[some] = self._style[rows.tokens[rows.starts[some]]]
-        whole = (np.bincount(statements.document, minlength=len(rows)) == told) & (style >= 0)
+        whole = np.bincount(statements.document, minlength=len(rows)) == sizes.statements
+        whole &= style >= 0
         statements = statements[whole[statements.document]]
-        shape = (int(whole.sum()), told)
+        shape = (int(whole.sum()), sizes.statements)
         documents = Documents(
             style=style[whole],
             name=self.names(rows)[whole],
@@ -119,11 +120,21 @@ class Parser:
             value=statements.value.reshape(shape),
             wording=statements.wording.reshape(shape),
         )
-        ordered = np.sort(documents.attribute, axis=1)
-        again = _equal(self._grammar.render(documents), rows.take(whole))
-        again &= (np.diff(ordered, axis=1) > 0).all(axis=1)
-        whole[whole] = again
-        return whole, documents[again]
+        written = _equal(self._grammar.render(documents), rows.take(whole))
+        written &= _consistent(documents, sizes.told)
+        whole[whole] = written
+        return whole, documents[written]
+
+
+def _consistent(documents: Documents, told: int) -> np.ndarray:
+    """Which documents tell nothing twice, and again only what they told: bool [n]."""
+    new, again = documents.attribute[:, :told], documents.attribute[:, told:]
+    return _all_different(new) & _all_different(again) & documents.repeats(told).all(axis=1)
+
+
+def _all_different(rows: np.ndarray) -> np.ndarray:
+    """Which rows have no number twice: bool [n]."""
+    return (np.diff(np.sort(rows, axis=1), axis=1) > 0).all(axis=1)
 
 
 def _document_of(places: np.ndarray, rows: Rows) -> np.ndarray:

@@ -15,6 +15,7 @@ from megatron_sbp.corpus.concepts.world import World
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.words import MIX, mixed
 from megatron_sbp.errors import InputError
+from megatron_sbp.npy import open_npy
 
 _BATCH = 1 << 14
 
@@ -34,7 +35,7 @@ def concepts_of(corpus: Corpus) -> np.ndarray:
     for prefix, count in zip(corpus.prefixes, corpus.counts.tolist(), strict=True):
         path = concept_path(prefix)
         try:
-            column = np.load(path)
+            column = open_npy(path)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{path}: cannot be read ({error}); give a prefix that make_concepts.py wrote"
@@ -197,7 +198,7 @@ class Truth:
     @cached_property
     def _sets(self) -> np.ndarray:
         """Hash of what each training document says of its concept, sorted uint64 [documents]."""
-        documents = np.repeat(np.arange(len(self.training)), self.world.difficulty.told)
+        documents = np.repeat(np.arange(len(self.training)), self.world.difficulty.statements)
         statements = self._number(self.training.attribute, self.training.value).reshape(-1)
         return np.sort(_hash_sets(self.concepts, documents, statements))
 

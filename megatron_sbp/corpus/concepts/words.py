@@ -40,6 +40,9 @@ OPENINGS = (
 )
 """Styles: how a document opens, and what stands before each of its statements."""
 
+RECAP = " Once more about {name}:"
+"""What stands before the statements that are told again."""
+
 UNNAMED = " a town"
 """What stands in place of " {name}" where a document does not name its concept."""
 

@@ -8,7 +8,6 @@ of that order never have a document in common, and nothing needs to be remembere
 from math import perm
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from megatron_sbp.corpus.concepts.grammar import Documents, Grammar
 from megatron_sbp.corpus.words import MIX, mixed
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
+from megatron_sbp.npy import read_npz
 
 TRUTH = "concepts.npz"
 """File of a concepts corpus with the names and values of all concepts."""
@@ -63,9 +63,9 @@ class World:
             )
         path = Path(directory) / TRUTH
         try:
-            with np.load(path) as file:
-                return cls(Difficulty(**options), file["names"], file["values"])
-        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+            arrays = read_npz(path)
+            return cls(Difficulty(**options), arrays["names"], arrays["values"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: cannot be read ({error}); make the corpus again") from None
 
     def save(self, directory: Path) -> None:
@@ -95,10 +95,13 @@ class World:
         sizes = self.difficulty
         numbers = permuted(places, sizes.documents, _key(sizes.seed, _DOCUMENTS, concepts))
         numbers, style = np.divmod(numbers, sizes.styles)
-        wording = np.empty((len(numbers), sizes.told), np.int64)
-        for statement in range(sizes.told):
+        wording = np.empty((len(numbers), sizes.statements), np.int64)
+        for statement in range(sizes.statements):
             numbers, wording[:, statement] = np.divmod(numbers, sizes.wordings)
+        numbers, again = np.divmod(numbers, perm(sizes.told, sizes.restated))
         attribute = _arrangement(numbers, sizes.attributes, sizes.told)
+        restated = _arrangement(again, sizes.told, sizes.restated)
+        attribute = np.hstack([attribute, np.take_along_axis(attribute, restated, axis=1)])
         key = _key(sizes.seed, _UNNAMED, concepts) + places.astype(np.uint64)
         unnamed = mixed(key * MIX) < np.float64(2.0**64) * sizes.unnamed_share
         return Documents(
