@@ -13,13 +13,11 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks import contenders, rates
+from benchmarks import contenders, fitting, rates
 from benchmarks.vectors import make_clustered
 from megatron_sbp import cli
 from megatron_sbp.errors import InputError
@@ -183,17 +181,12 @@ def _measure(point: Point, temporary: Path, machine: str, seed: int) -> Measured
 
 
 def fit(measured: Sequence[Measured]) -> Fitted:
-    """Seconds for one of each kind of work, by non-negative least squares of relative errors."""
-    from scipy.optimize import nnls
-
-    names = [part.name for part in fields(Work)]
-    shares = [
-        [getattr(one.work(), name) / one.point.ranks for name in names] + [1.0] for one in measured
+    """Seconds for one of each kind of work, and what the largest clustered search was like."""
+    jobs = [
+        fitting.Timed(work=one.work(), devices=one.point.ranks, seconds=one.seconds)
+        for one in measured
     ]
-    matrix = np.array(shares) / np.array([[one.seconds] for one in measured])
-    # The columns differ by many powers of ten, which the solver's tolerance would not survive.
-    scales = np.maximum(matrix.max(0), 1e-300)
-    found = nnls(matrix / scales, np.ones(len(measured)))[0] / scales
+    found = fitting.fit(Work, jobs)
     clustered = [one for one in measured if one.point.search == "clusters"]
     largest = max(clustered, key=lambda one: one.point.documents)
     search, documents = largest.counts["search"], largest.point.documents
@@ -202,9 +195,9 @@ def fit(measured: Sequence[Measured]) -> Fitted:
     return Fitted(
         machine=measured[0].machine,
         source=f"fitted to {len(measured)} jobs of {search['precision']} with one thread per rank",
-        seconds=Work(**dict(zip(names, found.tolist(), strict=False))),
-        start=float(found[-1]),
-        error=float(np.abs(matrix @ found - 1).max()),
+        seconds=found.each,
+        start=found.start,
+        error=found.error,
         overlap=reach[0],
         probes=reach[1],
         unevenness=search["compared"] * documents**2 / 2 / even,
@@ -213,7 +206,7 @@ def fit(measured: Sequence[Measured]) -> Fitted:
 
 def predicted(fitted: Fitted, measured: Measured) -> float:
     """Seconds that the fit says."""
-    return fitted.start + measured.work().times(fitted.seconds) / measured.point.ranks
+    return fitted.start + measured.work().times(fitted.seconds, measured.point.ranks)
 
 
 # Showing

@@ -14,13 +14,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
+from benchmarks import fitting
 from benchmarks import rates as machine_rates
 from megatron_sbp import cli
 from megatron_sbp.errors import InputError
@@ -28,7 +28,7 @@ from megatron_sbp.manifest import atomic_write
 from megatron_sbp.planning import rates
 from megatron_sbp.planning.measured import Measured
 from megatron_sbp.planning.plan import Plan, PlanOptions
-from megatron_sbp.planning.work import Rates, Work
+from megatron_sbp.planning.work import Work
 
 _QUICKSTART = Path(__file__).parents[1] / "tools" / "quickstart.py"
 
@@ -56,7 +56,7 @@ def _point(documents: int, width: int, layers: int, sequence: int, **other: int)
         },
         "pretrain": {"train-iters": iterations, **steps},
         "tune": {"train-iters": iterations, **steps},
-        "filter": {"min-tokens": 0, "repetition": False},
+        "filter": {"min-tokens": 0},
         "arms": {"sbp": {"sbp-synthetic-share": 0.02}},
         "synthetic": {"oversampling": other.get("oversampling", 40)},
         "audit": {"encoder": "lexical"},
@@ -65,6 +65,7 @@ def _point(documents: int, width: int, layers: int, sequence: int, **other: int)
 
 POINTS = {
     "small": _point(500, 64, 2, 256),
+    "many": _point(1500, 64, 2, 256, oversampling=160),
     "deep": _point(500, 64, 8, 256),
     "wide": _point(400, 256, 2, 256, iterations=30),
     "long": _point(700, 128, 2, 512),
@@ -83,14 +84,11 @@ class Options:
     """Also replace the planner's rates."""
 
 
-@dataclass(kw_only=True, slots=True)
-class Job:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job(fitting.Timed[Work]):
     """A stage of a loop that has run."""
 
     kind: str
-    work: Work
-    devices: int
-    seconds: float
     name: str
 
 
@@ -113,60 +111,42 @@ def run(options: Options) -> list[Job]:
 def _jobs(name: str, recipe: Path, output: Path) -> Iterator[Job]:
     measured = Measured.read(str(output))
     options = PlanOptions(
-        recipe=str(recipe), corpus=[str(output / "corpus" / "real")], gpu="cpu",
-        set=[f"num-tokens={measured.manifests['synthesize'].counts['tokens']}"],
+        recipe=str(recipe), corpus=[str(output / "corpus" / "real")], measured=str(output),
+        gpu="cpu", set=[f"num-tokens={measured.manifests['synthesize'].counts['tokens']}"],
     )  # fmt: skip
     for planned in Plan(options, known={}).stages:
-        seconds = measured.seconds.get(planned.stage.name)
-        if seconds is not None and planned.kind != "mine":
-            yield Job(
-                kind=planned.kind,
-                work=planned.stage.work,
-                devices=planned.devices,
-                seconds=seconds,
-                name=f"{name}: {planned.stage.name}",
-            )
-
-
-def fit(jobs: list[Job]) -> tuple[Rates, float]:
-    """Rates of one stage by non-negative least squares of relative errors; the largest error."""
-    from scipy.optimize import nnls
-
-    names = [one.name for one in fields(Work)]
-    rows = [
-        [getattr(job.work, name) / (1 if name == "steps" else job.devices) for name in names]
-        for job in jobs
-    ]
-    seconds = np.array([job.seconds for job in jobs])
-    matrix = np.column_stack([rows, np.ones(len(jobs))]) / seconds[:, None]
-    # The columns differ by many powers of ten, which the solver's tolerance would not survive.
-    scales = np.maximum(matrix.max(0), 1e-300)
-    found = nnls(matrix / scales, np.ones(len(jobs)))[0] / scales
-    each = Work(**dict(zip(names, found[:-1].tolist(), strict=True)))
-    error = float(np.abs(matrix @ found - 1).max())
-    return Rates(each=each, start=float(found[-1])), error
+        work, seconds = planned.stage.work, measured.seconds[planned.stage.name]
+        if planned.kind == "mine":
+            # The search has rates of its own, from benchmarks.scaling.
+            work, seconds = replace(work, products=0.0), seconds - planned.seconds
+        yield Job(
+            kind=planned.kind,
+            work=work,
+            devices=planned.devices,
+            seconds=seconds,
+            name=f"{name}: {planned.stage.name}",
+        )
 
 
 def main() -> None:
     options = cli.parse(Options, str(__doc__))
     jobs = run(options)
-    fitted = {kind: fit([job for job in jobs if job.kind == kind]) for kind in _kinds(jobs)}
+    fitted = {
+        kind: fitting.fit(Work, [job for job in jobs if job.kind == kind]) for kind in _kinds(jobs)
+    }
     for job in jobs:
-        says = fitted[job.kind][0].seconds(job.work, job.devices)
+        says = fitted[job.kind].seconds(job)
         print(f"{job.name:<24}{job.seconds:>9.2f} s{says:>9.2f} s{says / job.seconds - 1:>+7.0%}")
     content = {
         "machine": machine_rates.machine()["cpu"],
         "cores": len(os.sched_getaffinity(0)),
-        "stages": {
-            kind: {"each": asdict(found.each), "start": found.start, "error": error}
-            for kind, (found, error) in fitted.items()
-        },
+        "stages": {kind: asdict(found) for kind, found in fitted.items()},
     }
     for path in [Path(options.output, "rates.json")] + [rates.PATH] * options.publish:
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
-    for kind, (_, error) in fitted.items():
-        print(f"{kind:<24}largest error {error:.0%}")
+    for kind, found in fitted.items():
+        print(f"{kind:<24}largest error {found.error:.0%}")
 
 
 def _kinds(jobs: list[Job]) -> list[str]:

@@ -190,6 +190,16 @@ stage() {
     conclude "$status"
 }
 
+# part BOX HOW TOOL ARGUMENTS...: make one of several boxes of a job, which ends only if that fails.
+part() {
+    local how=$2 tool=$3 status=0
+    [ ! -e "$1/manifest.json" ] || return 0
+    begin "$1" "$1.partial"
+    shift 3
+    "$how" "$PYTHON" "tools/$tool.py" "$@" "${arguments[@]}" || status=$?
+    [ "$status" = 0 ] || conclude "$status"
+}
+
 # train BOX ARGUMENTS...: train with Megatron. On TERM all ranks agree on a step, save and end with 0.
 # With INDEXES_ONLY build what the run would build at its start, and end.
 train() {
@@ -217,11 +227,14 @@ tune() {
 
 # pretrain: train one of the arms that are compared; ARM says which.
 pretrain() {
-    local data=("${corpus[@]}")
+    local data=("${corpus[@]}") synthetic
     : "${ARM=sbp}"
     case $ARM in
         repetition) ;;
-        sbp) data+=(--sbp-synthetic-data "${SYNTHETIC=$OUTPUT/filtered/synthetic}") ;;
+        sbp)
+            read -ra synthetic <<<"${SYNTHETIC:-$OUTPUT/filtered/synthetic}"
+            data+=(--sbp-synthetic-data "${synthetic[@]}")
+            ;;
         oracle)
             need ORACLE "prefixes of so many real documents that none is repeated"
             read -ra data <<<"$ORACLE"

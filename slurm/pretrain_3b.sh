@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Pretrain the 3B model on real and synthetic documents: $OUTPUT/sbp.
 #   OUTPUT  directory of this run's boxes
-#   CORPUS  prefixes of the corpus, by default $OUTPUT/corpus/real
+#   CORPUS  prefixes of the corpus, by default $OUTPUT/corpus/real; SYNTHETIC those of the synthetic
+#           documents, by default $OUTPUT/filtered/synthetic
 #   ARM     sbp (the default), repetition (real documents alone) or oracle (those of $ORACLE)
 #   SCALE   200b (the default) or 1t
 #   OUTPUT=/scratch/sbp sbatch --nodes=16 slurm/pretrain_3b.sh

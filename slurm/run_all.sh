@@ -67,5 +67,5 @@ index() {
     submit audit audit "filter" audit $GPU_FLAGS
     ARM=sbp index sbp sbp "filter"
     ARM=sbp submit sbp sbp "sbp_indexes" "pretrain_$size" --nodes="$NODES" $gpus
-    submit evaluate report "audit sbp" evaluate $CPU_FLAGS
+    submit evaluate report "audit sbp" evaluate $GPU_FLAGS
 }

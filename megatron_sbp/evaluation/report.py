@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sbp import cli, metrics
+from megatron_sbp.corpus.indexed import idx_path
 from megatron_sbp.errors import InputError
 from megatron_sbp.evaluation import pages, report_content, report_pairs
 from megatron_sbp.evaluation.report_boxes import AUDIT, ROLES, Box, open_boxes
@@ -35,10 +36,10 @@ class ReportOptions:
     """Training run on the real documents."""
     synthesizer: str | None = field(default=None, metadata={"metavar": "DIR"})
     """Training run on the pairs."""
-    synthetic: str | None = field(default=None, metadata={"metavar": "PREFIX"})
-    """Megatron prefix of the documents as they were generated."""
-    filtered: str | None = field(default=None, metadata={"metavar": "PREFIX"})
-    """Megatron prefix of the documents that passed the filters."""
+    synthetic: list[str] = field(default_factory=list, metadata={"metavar": "PREFIX"})
+    """Megatron prefixes of the documents as they were generated: one, or those of all parts."""
+    filtered: list[str] = field(default_factory=list, metadata={"metavar": "PREFIX"})
+    """Megatron prefixes of the documents that passed the filters."""
     audit: str | None = field(default=None, metadata={"metavar": "DIR"})
     """Audit of the synthetic documents."""
     joint: str | None = field(default=None, metadata={"metavar": "DIR"})
@@ -88,7 +89,8 @@ def report(options: ReportOptions) -> Manifest:
             text = json.dumps(content, indent=1, allow_nan=False)
             (stage.workspace / DATA).write_text(text + "\n")
             (stage.workspace / PAGE).write_text(render(content), encoding="utf-8")
-            stage.finish(counts={"boxes": len(boxes), "missing": len(content["missing"])})
+            directories = sum(len(box.directories) for box in boxes.values())
+            stage.finish(counts={"boxes": directories, "missing": len(content["missing"])})
     absent = [name for role, name in ROLES.items() if role not in boxes]
     rows = {"page": Path(options.output) / PAGE, "the same as JSON": Path(options.output) / DATA}
     cli.summary("report", rows | ({"without": ", ".join(absent)} if absent else {}))
@@ -96,13 +98,23 @@ def report(options: ReportOptions) -> Manifest:
 
 
 def _inputs(boxes: dict[str, Box]) -> list[Path]:
-    """Manifests stand for their boxes; metrics and audit are named because they are read whole."""
+    """Manifests stand for their boxes; metrics and audit are named because they are read whole.
+
+    The indexes stand for a corpus that another tool wrote.
+    """
     paths = [
-        box.directory / name
+        directory / name
         for box in boxes.values()
+        for directory in box.directories
         for name in (FILENAME, metrics.FILENAME, AUDIT)
     ]
-    return [path for path in paths if path.exists()]
+    indexes = [
+        idx_path(prefix)
+        for box in boxes.values()
+        for prefix in box.prefixes
+        if not (prefix.parent / FILENAME).exists()
+    ]
+    return [path for path in paths if path.exists()] + indexes
 
 
 def collect(options: ReportOptions, boxes: dict[str, Box]) -> dict[str, Any]:

@@ -33,17 +33,29 @@ STAGES = dict(
 
 AUDIT = "audit.json"
 _MEASURE = ("name", "synthetic", "real", "unit", "note", "synthetic_interval", "real_interval")
+_PARTS = "part-*"  # of an array job, below the directory of their stage
 _PREFIXES = ("corpus", "synthetic", "filtered")  # given as Megatron prefixes, not as directories
 
 
 @dataclass(kw_only=True, slots=True)
 class Box:
-    """One box of the loop."""
+    """What plays one part in the loop: a box, or several of documents, such as an array job's."""
 
-    directory: Path
-    manifest: Manifest
+    directories: list[Path] = field(default_factory=list)
+    manifests: list[Manifest] = field(default_factory=list)
+    """Those of the directories; a corpus that another tool wrote has none."""
     prefixes: list[Path] = field(default_factory=list)
     """The Megatron prefixes, for the boxes that hold documents."""
+
+    @property
+    def directory(self) -> Path:
+        """The directory, of a part that one box plays."""
+        return self.directories[0]
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its manifest."""
+        return self.manifests[0]
 
 
 def open_boxes(given: dict[str, list[str]], run: str | None) -> dict[str, Box]:
@@ -58,7 +70,7 @@ def open_boxes(given: dict[str, list[str]], run: str | None) -> dict[str, Box]:
 
     Raises:
         InputError: If a given box is not the finished output of a stage, or ``run`` has two boxes
-            for one role.
+            for one role that are not parts of one.
     """
     boxes = {role: _open(role, paths) for role, paths in given.items()}
     if run is not None:
@@ -67,12 +79,19 @@ def open_boxes(given: dict[str, list[str]], run: str | None) -> dict[str, Box]:
 
 
 def _open(role: str, paths: list[str]) -> Box:
-    prefixes = [Path(path) for path in paths] if role in _PREFIXES else []
-    directory = prefixes[0].parent if prefixes else Path(paths[0])
-    try:
-        return Box(directory=directory, manifest=Manifest.read(directory), prefixes=prefixes)
-    except InputError as error:
-        raise InputError(f"--{role} {paths[0]}: {error}") from None
+    box = Box(prefixes=[Path(path) for path in paths] if role in _PREFIXES else [])
+    for path in map(Path, paths):
+        directory = path.parent if box.prefixes else path
+        if directory in box.directories:
+            continue
+        box.directories.append(directory)
+        if role == "corpus" and not (directory / FILENAME).exists():
+            continue
+        try:
+            box.manifests.append(Manifest.read(directory))
+        except InputError as error:
+            raise InputError(f"--{role} {path}: {error}") from None
+    return box
 
 
 def _discover(run: Path, without: Collection[str]) -> dict[str, Box]:
@@ -80,20 +99,24 @@ def _discover(run: Path, without: Collection[str]) -> dict[str, Box]:
     if not run.is_dir():
         raise InputError(f"--run {run}: no such directory; give the one that holds the boxes")
     boxes: dict[str, Box] = {}
-    for path in sorted(run.glob(f"*/{FILENAME}")):
-        if path.parent.suffix == ".partial":
+    for path in sorted([*run.glob(f"*/{FILENAME}"), *run.glob(f"*/{_PARTS}/{FILENAME}")]):
+        directory = path.parent
+        if directory.suffix == ".partial":
             continue
-        manifest = Manifest.read(path.parent)
+        manifest = Manifest.read(directory)
         role = _role(manifest)
         if role is None or role in without:
             continue
-        if role in boxes:
+        box = boxes.setdefault(role, Box())
+        if not all(part.parent == directory.parent != run for part in box.directories):
             raise InputError(
-                f"--run {run}: both {boxes[role].directory} and {path.parent} can be "
+                f"--run {run}: both {box.directory} and {directory} can be "
                 f"{ROLES[role]}; say which with --{role}"
             )
-        prefixes = _prefixes(path.parent, manifest) if role in _PREFIXES else []
-        boxes[role] = Box(directory=path.parent, manifest=manifest, prefixes=prefixes)
+        box.directories.append(directory)
+        box.manifests.append(manifest)
+        if role in _PREFIXES:
+            box.prefixes += _prefixes(directory, manifest)
     return boxes
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,7 @@ def missing(boxes: Boxes) -> list[dict[str, str]]:
 
 def setting(boxes: Boxes) -> dict[str, Any]:
     """Versions, machine, commands, the models' shape and every stage's options."""
-    manifests = {role: box.manifest for role, box in boxes.items()}
-    environments = [manifest.environment for manifest in manifests.values()]
+    environments = [manifest.environment for box in boxes.values() for manifest in box.manifests]
     packages: dict[str, list[str]] = {}
     for environment in environments:
         own = {"megatron_sbp": environment.get("megatron_sbp"), "Python": environment.get("python")}
@@ -59,14 +59,15 @@ def setting(boxes: Boxes) -> dict[str, Any]:
         "finished": {"first": finished[0], "last": finished[-1]} if finished else None,
         "commands": [
             {"stage": STAGES[role], "command": _command(manifest)}
-            for role, manifest in manifests.items()
+            for role, box in boxes.items()
+            for manifest in box.manifests
         ],
         "options": {
-            STAGES[role]: manifest.options
-            for role, manifest in manifests.items()
-            if manifest.stage != "train"
+            STAGES[role]: _options(box.manifests)
+            for role, box in boxes.items()
+            if role not in ARMS and box.manifests
         },
-        "models": _models({arm: manifests[arm] for arm in ARMS if arm in manifests}),
+        "models": _models({arm: boxes[arm].manifest for arm in ARMS if arm in boxes}),
         "data": _data(boxes),
     }
 
@@ -90,6 +91,15 @@ def _command(manifest: Manifest) -> str:
         return "python -m megatron_sbp.pretrain " + shlex.join(arguments)
     program, *arguments = manifest.environment.get("command") or ["?"]
     return f"python tools/{Path(program).name} {shlex.join(arguments)}"
+
+
+def _options(manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """Option -> its value, or where boxes differ the list of their values."""
+    options = {}
+    for name in manifests[0].options:
+        values = _distinct(manifest.options.get(name) for manifest in manifests)
+        options[name] = values[0] if len(values) == 1 else values
+    return options
 
 
 def _models(manifests: dict[str, Manifest]) -> dict[str, dict[str, Any]]:
@@ -199,7 +209,13 @@ def losses(boxes: Boxes) -> list[dict[str, Any]]:
                     continue
                 block = max(1, -(-len(points) // _CURVE_POINTS)) if label == "training" else 1
                 curves.append(
-                    {"run": arm, "loss": label, "block": block, "points": _means(points, block)}
+                    {
+                        "run": arm,
+                        "loss": label,
+                        "block": block,
+                        "points": _means(points, block),
+                        "not_finite": [step for step, value in points if not np.isfinite(value)],
+                    }
                 )
     return curves
 
@@ -218,31 +234,33 @@ def _means(points: list[tuple[int, float]], block: int) -> list[list[float]]:
 
 def ledger(boxes: Boxes) -> list[dict[str, Any]]:
     """What every run read: source by source, and in total."""
-    arms = []
-    for arm in ARMS:
-        if arm not in boxes:
-            continue
-        rows = boxes[arm].manifest.counts.get("ledger", [])
-        arms.append(
-            {
-                "arm": arm,
-                "sources": rows,
-                "tokens_seen": sum(row["tokens_seen"] for row in rows),
-                "synthetic_share": _synthetic_share(rows),
-            }
-        )
-    return arms
+    return [
+        ledger_entry(arm, boxes[arm].manifest.counts.get("ledger", []))
+        for arm in ARMS
+        if arm in boxes
+    ]
 
 
-def _synthetic_share(rows: list[dict[str, Any]]) -> float:
+def ledger_entry(arm: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What one run read; ``rows`` are the ledger of its manifest."""
     total = sum(row["tokens_seen"] for row in rows)
     synthetic = sum(row["tokens_seen"] for row in rows if row["kind"] == "synthetic")
-    return synthetic / total if total else 0.0
+    return {
+        "arm": arm,
+        "sources": rows,
+        "tokens_seen": total,
+        "synthetic_share": synthetic / total if total else 0.0,
+    }
 
 
 def warnings(content: dict[str, Any]) -> list[str]:
     """What breaks the method or the comparison."""
-    found = []
+    found = [
+        f"{curve['run']}: its {curve['loss']} loss is not a finite number in "
+        f"{len(curve['not_finite']):,} steps, the first of them {curve['not_finite'][0]}"
+        for curve in content["losses"]
+        if curve["not_finite"]
+    ]
     for arm in content["ledger"]:
         for row in arm["sources"]:
             if row["kind"] == "synthetic" and row["tokens_seen"] > row["tokens"]:
@@ -260,14 +278,15 @@ def warnings(content: dict[str, Any]) -> list[str]:
 
 
 def cost(boxes: Boxes) -> list[dict[str, Any]]:
-    """Seconds and peak memory of every stage."""
+    """Seconds of every stage, all its boxes together, and the peak memory of any of them."""
     return [
         {
             "stage": STAGES[role],
-            "seconds": box.manifest.seconds,
-            "peak_memory_bytes": box.manifest.peak_memory_bytes,
+            "seconds": sum(manifest.seconds for manifest in box.manifests),
+            "peak_memory_bytes": max(manifest.peak_memory_bytes for manifest in box.manifests),
         }
         for role, box in boxes.items()
+        if box.manifests
     ]
 
 
@@ -279,11 +298,13 @@ def filters(boxes: Boxes) -> list[dict[str, Any]]:
         ("pairs", "ordered pairs of two documents", "removed", ("pairs",)),
         ("filtered", "synthetic documents", "removed", ("documents",)),
     ):
-        counts = boxes[role].manifest.counts if role in boxes else {}
-        reasons = counts.get(removed)
-        if reasons is None:
+        found = [manifest.counts for manifest in boxes[role].manifests] if role in boxes else []
+        if not found or any(removed not in counts for counts in found):
             continue
-        left = sum(counts[name] for name in kept)
+        reasons: Counter[str] = Counter()
+        for counts in found:
+            reasons.update(counts[removed])
+        left = sum(counts[name] for counts in found for name in kept)
         tables.append(
             {
                 "stage": STAGES[role],

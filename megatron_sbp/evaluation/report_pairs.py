@@ -69,9 +69,8 @@ def examples(boxes: dict[str, Box], count: int, characters: int) -> dict[str, An
         return None
     corpus = mined_corpus(boxes["corpus"], boxes["pairs"])
     pairs = PairStore(boxes["pairs"].directory, corpus)
-    prefix = boxes[role].prefixes[0]
-    documents = Corpus([prefix], tokenizer=corpus.tokenizer.directory)
-    synthetic = SyntheticCorpus(prefix)
+    synthetic = SyntheticCorpus(boxes[role].prefixes)
+    documents = Corpus(synthetic.prefixes, tokenizer=corpus.tokenizer.directory)
     seeds, reasons = synthetic.seeds_in(corpus), synthetic.columns["finish_reason"]
     written, best = rank_by_similarity(seeds, pairs)
     # The middles of equal parts of the ranking; fewer documents than parts share some.

@@ -12,7 +12,7 @@ docs/scaling.md says what is assumed.
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from megatron_sbp import cli
@@ -21,6 +21,7 @@ from megatron_sbp.mining.centroids import suitable
 from megatron_sbp.mining.layout import Layout, parse_bytes
 from megatron_sbp.mining.options import MOST_OVERLAP, MOST_PROBES
 from megatron_sbp.mining.products import grid
+from megatron_sbp.planning.amounts import Amounts
 from megatron_sbp.planning.units import size
 
 RATES = Path(__file__).with_name("rates.json")
@@ -38,8 +39,8 @@ _HOUR = 3600
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
-    """What all ranks of a search do together, or seconds of one rank for one of each."""
+class Work(Amounts):
+    """What all ranks of a search do together."""
 
     placing: float = 0.0
     """Operations (a multiplication or an addition) that train centroids and place documents."""
@@ -57,10 +58,6 @@ class Work:
     """Clusters that are joined."""
     units: float = 0.0
     """Units of work, each of which ends with a file."""
-
-    def times(self, rates: "Work") -> float:
-        """Seconds that the work takes one rank."""
-        return sum(getattr(self, part.name) * getattr(rates, part.name) for part in fields(self))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -337,7 +334,7 @@ def plan_clusters(options: PlanOptions) -> Cost:
 def _cost(options: PlanOptions, work: Work, nearest: int = 0) -> Cost:
     """What some work costs; ``nearest`` are the bytes of all documents' nearest clusters."""
     rates, found = options.rates(), work.candidates
-    seconds = rates.start + work.times(rates.seconds) / options.ranks
+    seconds = rates.start + work.times(rates.seconds, options.ranks)
     kept = min(found, options.documents * options.neighbors)
     settled = kept * (_PAIR_IN_PART + _PAIR_SETTLED + _PAIR)
     return Cost(

@@ -5,6 +5,7 @@ import math
 from megatron_sbp import cli
 from megatron_sbp.planning.machines import DEVICES
 from megatron_sbp.planning.measured import Measured
+from megatron_sbp.planning.paper import Comparison, compare
 from megatron_sbp.planning.plan import Plan, Planned
 from megatron_sbp.planning.risks import largest
 from megatron_sbp.planning.units import si, size
@@ -29,6 +30,8 @@ def show(plan: Plan, measured: Measured | None) -> None:
     _totals(plan)
     _formulas(plan)
     _search(plan)
+    if comparison := compare(plan):
+        _paper(comparison)
     print("\nnearest to its limit, or above it")
     for risk in largest(plan):
         print(f"  {risk.share:>7.0%}  {risk.what}: {si(risk.value)} of {si(risk.limit)}; "
@@ -90,6 +93,20 @@ def _search(plan: Plan) -> None:
     print(
         f"\nmine with --search {best}: {why} {hours['exact']:,.4g} device-hours, {share} of the "
         f"joint run's; clusters {hours['clusters']:,.4g}, with recall to be measured"
+    )
+
+
+def _paper(comparison: Comparison) -> None:
+    """The paper's hours, what they mean for the joint run, and what the plan would make of them."""
+    device, total = comparison.device, sum(comparison.planned.values())
+    stages = ", ".join(f"{name} {hours:,.0f}" for name, hours in comparison.planned.items())
+    print(
+        f"\nthe paper states {comparison.stated:,.0f} hours of {device.name}, not of what\n"
+        f"  the joint run's {comparison.flop:.3g} FLOP at {device.flops['bf16'] / 1e12:,.0f} "
+        f"TFLOP/s: {comparison.at_ceiling:,.0f} hours; if those are of this run alone, it reached "
+        f"{comparison.utilisation:.1%}\n"
+        f"  at the shares assumed here, {device.training['bf16']:.0%} in training: {stages}; "
+        f"{total:,.0f} in all, {total / comparison.stated:.2g} times the paper's; docs/planning.md"
     )
 
 

@@ -4,9 +4,13 @@ Mining has a module of its own, ``megatron_sbp.planning.mining``.
 """
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
+import numpy as np
+
+from megatron_sbp.corpus.documents import Corpus
+from megatron_sbp.planning.amounts import Amounts, not_shared
 from megatron_sbp.recipes.shape import Shape
 
 _ID = 2  # bytes of a token id on disk, below a vocabulary of 65,500
@@ -17,8 +21,8 @@ _DOCUMENT = 20  # bytes of a document in an .idx: length, pointer, document inde
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
-    """Amounts of work of a stage, or seconds of one device for one of each."""
+class Work(Amounts):
+    """What a stage does."""
 
     products: float = 0.0
     """Operations (a multiplication or an addition) of matrix products."""
@@ -26,17 +30,12 @@ class Work:
     """Bytes of weights, keys and values read to draw tokens one after another."""
     numbers: float = 0.0
     """Numbers that everything between the products writes: norms, gates, residuals, logits."""
-    steps: float = 0.0
-    """Layers gone through by one device, whatever their size."""
+    steps: float = not_shared()
+    """Layers gone through by one device, whatever their size; backward counts twice."""
     tokens: float = 0.0
     """Tokens of text read."""
     documents: float = 0.0
     """Documents read."""
-
-    def times(self, rates: "Work") -> float:
-        """Seconds of one device for all of it but the steps, which devices do not share."""
-        shared = (one.name for one in fields(self) if one.name != "steps")
-        return sum(getattr(self, name) * getattr(rates, name) for name in shared)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +49,7 @@ class Rates:
 
     def seconds(self, work: Work, devices: int) -> float:
         """Time of a job on so many devices."""
-        return self.start + work.steps * self.each.steps + work.times(self.each) / devices
+        return self.start + work.times(self.each, devices)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +78,14 @@ class Text:
 
     documents: float
     tokens: float
+    lengths: np.ndarray | None = None
+    """int32 [documents], tokens of each; None where they are not known."""
+
+    @classmethod
+    def of(cls, corpus: Corpus) -> Self:
+        """The size of a corpus that is there."""
+        lengths = corpus.lengths
+        return cls(documents=len(lengths), tokens=float(lengths.sum()), lengths=lengths)
 
     @property
     def mean(self) -> float:
@@ -88,8 +95,10 @@ class Text:
     def cut(self, limit: float) -> float:
         """Mean tokens of a document of which no more than ``limit`` are read.
 
-        Lengths are taken to be exponentially distributed: m (1 - exp(-limit / m)).
+        Unknown lengths are taken to be exponentially distributed: m (1 - exp(-limit / m)).
         """
+        if self.lengths is not None:
+            return float(np.minimum(self.lengths, np.int64(limit)).mean())
         return self.mean * -math.expm1(-limit / self.mean)
 
     @property
@@ -130,6 +139,11 @@ def embed(
     )
 
 
+def filter_pairs(pairs: float, text: Text) -> Work:
+    """What mining does besides the search: both documents of every pair found are read."""
+    return Work(tokens=2 * pairs * text.mean, documents=2 * pairs)
+
+
 def train(
     name: str,
     shape: Shape,
@@ -137,6 +151,8 @@ def train(
     iterations: int,
     rows: int,
     sequence: int,
+    evaluated: float,
+    evaluated_at_once: int,
     saves: int,
     kept: int,
     memory: float,
@@ -150,23 +166,27 @@ def train(
         iterations: Steps.
         rows: Global batch.
         sequence: Tokens of a row.
+        evaluated: Rows of all evaluations, each of which is gone through forward.
+        evaluated_at_once: Rows of a step of evaluation.
         saves: Checkpoints that are written.
         kept: Checkpoints that stay.
         memory: Bytes of a device.
         devices: Of the run.
     """
     tokens = float(iterations) * rows * sequence
-    each = shape.training_flop(sequence)
+    forward = shape.training_flop(sequence) / 3
+    passes = 3 * tokens + evaluated * sequence
     # bf16 weights, and fp32 weights and two moments of the optimizer.
     checkpoint = shape.parameters * (2 + 12)
     return Stage(
         name=name,
         work=Work(
-            products=each * tokens,
-            numbers=tokens * written_in_training(shape),
-            steps=iterations * shape.layers,
+            products=forward * passes,
+            numbers=written_forward(shape) * passes,
+            steps=shape.layers * (3 * iterations + evaluated / evaluated_at_once),
         ),
-        flop=f"{tokens:.3g} tokens x 3 x {each / 3:.3g} of one forward",
+        flop=f"(3 x {tokens:.3g} tokens + {evaluated * sequence:.3g} evaluated) x {forward:.3g} "
+        "of one forward",
         read=tokens * _ID,
         stored=kept * checkpoint,
         files=2 * devices,
@@ -175,9 +195,9 @@ def train(
     )
 
 
-def written_in_training(shape: Shape) -> float:
-    """Numbers that everything between the products writes for a token, forward and backward."""
-    return 3 * (shape.layers * (10 * shape.hidden + 3 * shape.ffn) + 2 * shape.vocabulary)
+def written_forward(shape: Shape) -> float:
+    """Numbers that everything between the products writes for a token."""
+    return shape.layers * (10 * shape.hidden + 3 * shape.ffn) + 2 * shape.vocabulary
 
 
 def synthesize(
@@ -227,12 +247,11 @@ def synthesize(
 
 def filter_synthetic(synthetic: Text, real: Text) -> Stage:
     """Synthetic documents judged; the whole real corpus is read past them."""
+    tokens, documents = synthetic.tokens + real.tokens, synthetic.documents + real.documents
     return Stage(
         name="filter",
-        work=Work(
-            tokens=synthetic.tokens + real.tokens,
-            documents=synthetic.documents + real.documents,
-        ),
+        work=Work(tokens=tokens, documents=documents),
+        flop=f"{tokens:.3g} tokens of {documents:.3g} documents read",
         read=synthetic.bytes + real.bytes,
         stored=synthetic.bytes,
         files=10,

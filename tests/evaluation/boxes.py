@@ -9,7 +9,8 @@ import numpy as np
 
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.indexed import IndexedWriter
-from megatron_sbp.manifest import Manifest
+from megatron_sbp.evaluation.report import ReportOptions, report
+from megatron_sbp.manifest import Manifest, fingerprint
 
 HOSTILE = "</pre><script>alert('x')</script> & \x00\x1b[31m"
 STEPS = 60
@@ -115,12 +116,14 @@ def write_boxes(directory: Path, corpus: Corpus, pairs: Path) -> None:
             stage=stage,
             options={},
             inputs={},
-            outputs={"new.idx": {"bytes": 0, "sha256": ""}},
+            outputs={"new.idx": fingerprint(f"{prefix}.idx")},
             counts={
                 "documents": count,
                 "corpus": Corpus(corpus.prefixes[:1]).fingerprints,
                 "removed": {"copies_of_seed": 40 - count},
             },
+            seconds=24.0,
+            peak_memory_bytes=500 * 2**20,
         ).write(directory / name)
     (directory / "audit").mkdir()
     row = {"unit": "share", "note": HOSTILE, "synthetic_interval": None, "real_interval": None}
@@ -134,3 +137,13 @@ def write_boxes(directory: Path, corpus: Corpus, pairs: Path) -> None:
         json.dumps({"sample": 40, "measures": measures})
     )
     Manifest(stage="audit", options={}, inputs={}).write(directory / "audit")
+
+
+def make(output: Path, **options: Any) -> dict[str, Any]:
+    """Write a report and return what report.json says."""
+    report(ReportOptions(output=str(output), **options))
+    return json.loads((output / "report.json").read_text(), parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"report.json has {constant}, which is no JSON")

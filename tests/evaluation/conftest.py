@@ -1,11 +1,28 @@
-"""A judge small enough for tests, with the tokenizer of the tests' corpus."""
+"""Every box of a run and its report, and a judge small enough for tests."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_sbp.corpus.documents import Corpus
+from tests.evaluation.boxes import make, write_boxes
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, words_corpus: Corpus, words_pairs: Path) -> Path:
+    """A directory with every box of a run."""
+    directory = tmp_path_factory.mktemp("run")
+    write_boxes(directory, words_corpus, words_pairs)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def content(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What report.json says of that run, and the page."""
+    output = tmp_path_factory.mktemp("report") / "report"
+    return make(output, run=str(run)) | {"page": (output / "report.html").read_text()}
 
 
 @pytest.fixture(scope="session")

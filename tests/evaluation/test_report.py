@@ -15,34 +15,13 @@ import pytest
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.embedding.shards import Embeddings
 from megatron_sbp.errors import InputError
-from megatron_sbp.evaluation.report import ReportOptions, report
 from megatron_sbp.evaluation.report_figures import loss_frame
 from megatron_sbp.evaluation.report_pairs import random_cosines, rank_by_similarity
 from megatron_sbp.metrics import read_metrics
 from megatron_sbp.mining.pairs import PairStore
-from tests.evaluation.boxes import HOSTILE, STEPS, source, write_boxes, write_run
+from tests.evaluation.boxes import HOSTILE, STEPS, make, source, write_run
 
 TOOL = Path(__file__).parents[2] / "tools" / "report.py"
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, words_corpus: Corpus, words_pairs: Path) -> Path:
-    """A directory with every box of a run."""
-    directory = tmp_path_factory.mktemp("run")
-    write_boxes(directory, words_corpus, words_pairs)
-    return directory
-
-
-def make(output: Path, **options: Any) -> dict[str, Any]:
-    """Write a report and return what report.json says."""
-    report(ReportOptions(output=str(output), **options))
-    return json.loads((output / "report.json").read_text(), parse_constant=pytest.fail)
-
-
-@pytest.fixture(scope="module")
-def content(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    output = tmp_path_factory.mktemp("report") / "report"
-    return make(output, run=str(run)) | {"page": (output / "report.html").read_text()}
 
 
 class Page(HTMLParser):
@@ -298,7 +277,7 @@ def test_what_is_no_audit_is_named(run: Path, tmp_path: Path, text: str) -> None
         make(tmp_path / "report", audit=str(box))
 
 
-# Partial runs, and boxes that do not fit
+# Partial runs, and what is broken
 
 
 def test_a_partial_run_names_what_is_missing(run: Path, tmp_path: Path) -> None:
@@ -323,51 +302,6 @@ def test_any_part_alone_is_a_report(run: Path, tmp_path: Path, roles: list[str])
     content = make(tmp_path / "report", **given)
     assert len(content["missing"]) == 9 - len(roles)
     Page((tmp_path / "report" / "report.html").read_text())
-
-
-def test_explicit_boxes_and_a_run_give_the_same_report(
-    content: dict[str, Any], run: Path, words_corpus: Corpus, tmp_path: Path
-) -> None:
-    explicit = make(
-        tmp_path / "report",
-        corpus=list(map(str, words_corpus.prefixes)),
-        embeddings=str(run / "embeddings"),
-        pairs=str(run / "pairs"),
-        baseline=str(run / "first"),
-        synthesizer=str(run / "tuned"),
-        synthetic=str(run / "raw" / "new"),
-        filtered=str(run / "filtered" / "new"),
-        audit=str(run / "audit"),
-        joint=str(run / "last"),
-    )
-    for part in ("headline", "losses", "similarity", "examples", "ledger", "filters", "audit"):
-        assert explicit[part] == content[part], part
-
-
-def test_the_same_boxes_give_the_same_bytes(run: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        make(tmp_path / name, run=str(run))
-    for file in ("report.html", "report.json"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-
-
-def test_two_boxes_for_one_part_are_refused(run: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write_run(tmp_path / "run" / name, "lm", [source("p", "real", 10, 10)])
-    with pytest.raises(InputError, match="can be the baseline run; say which with --baseline"):
-        make(tmp_path / "report", run=str(tmp_path / "run"))
-    baseline = str(tmp_path / "run" / "b")
-    content = make(tmp_path / "report", run=str(tmp_path / "run"), baseline=baseline)
-    assert [part["role"] for part in content["missing"]].count("baseline") == 0
-
-
-def test_examples_of_another_corpus_are_refused(
-    run: Path, words_corpus: Corpus, tmp_path: Path
-) -> None:
-    """Ids of the pairs would be looked up in documents that they are not of."""
-    with pytest.raises(InputError, match="was made from 2 corpus prefixes"):
-        make(tmp_path / "report", run=str(run), corpus=[str(words_corpus.prefixes[0])])
-    assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize(

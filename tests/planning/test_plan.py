@@ -1,19 +1,22 @@
 """The plan of a whole loop: its counts against Megatron's own, its arithmetic, its output."""
 
 import json
+import math
 from argparse import ArgumentParser
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from megatron.training.arguments import add_megatron_arguments
 from megatron.training.training import num_floating_point_operations
 
-from benchmarks import stages
+from benchmarks import fitting
 from megatron_sbp import recipes
 from megatron_sbp.errors import InputError
-from megatron_sbp.planning import rates
+from megatron_sbp.manifest import Manifest
+from megatron_sbp.planning import paper, rates
 from megatron_sbp.planning.plan import Plan, PlanOptions
 from megatron_sbp.planning.work import Rates, Text, Work
 from megatron_sbp.recipes.run import Run, RunOptions
@@ -21,21 +24,69 @@ from megatron_sbp.recipes.shape import Shape
 from tests.conftest import ROOT, run_command
 
 TOOL = ROOT / "tools" / "plan.py"
+VOCABULARY = 49152
 NO_TIMES = {"filter": Rates(each=Work(tokens=1e-7), start=1.0)}
+
+
+def megatrons(name: str) -> tuple[dict[str, Any], float]:
+    """The flags of a recipe's repetition run, and Megatron's count of operations in a step of it.
+
+    The training log divides that by the time.
+    """
+    flags = Run(name, recipes.load(name), RunOptions(arm="repetition")).flags("pretrain")
+    parser = add_megatron_arguments(ArgumentParser(allow_abbrev=False))
+    args = parser.parse_args(recipes.arguments(flags | {"train-iters": 1}), None)
+    args.padded_vocab_size, args.attention_output_gate = VOCABULARY, False
+    args.kv_channels = args.kv_channels or args.hidden_size // args.num_attention_heads
+    return flags, num_floating_point_operations(args, int(flags["global-batch-size"]))
 
 
 @pytest.mark.parametrize("name", ["quickstart", "300m_4b", "3b_200b", "6b_1t"])
 def test_operations_are_megatrons(name: str) -> None:
-    """Megatron's count of a step, which the training log divides by the time."""
-    flags = Run(name, recipes.load(name), RunOptions(arm="repetition")).flags("pretrain")
-    vocabulary = 49152
-    parser = add_megatron_arguments(ArgumentParser(allow_abbrev=False))
-    args = parser.parse_args(recipes.arguments(flags | {"train-iters": 1}), None)
-    args.padded_vocab_size, args.attention_output_gate = vocabulary, False
-    args.kv_channels = args.kv_channels or args.hidden_size // args.num_attention_heads
+    flags, in_a_step = megatrons(name)
     rows, sequence = int(flags["global-batch-size"]), int(flags["seq-length"])
-    ours = Shape.of(flags, vocabulary).training_flop(sequence) * rows * sequence
-    assert ours == pytest.approx(num_floating_point_operations(args, rows), rel=0.01)
+    ours = Shape.of(flags, VOCABULARY).training_flop(sequence) * rows * sequence
+    assert ours == pytest.approx(in_a_step, rel=0.01)
+
+
+def test_evaluation_goes_through_the_held_out_documents_once_forward() -> None:
+    """Four times more often: 5 times in the quickstart's 320 steps, or at their end alone."""
+    often, once = (
+        Plan(
+            PlanOptions(recipe="quickstart", documents=900, tokens=2e5, set=[f"eval-interval={n}"]),
+            NO_TIMES,
+        ).stages
+        for n in (75, 1000)
+    )
+    more = {
+        one.stage.name: one.stage.work.products - other.stage.work.products
+        for one, other in zip(often, once, strict=True)
+    }
+    flags, in_a_step = megatrons("quickstart")
+    vocabulary = 49152 - 4096  # the recipe's own has so many ids less
+    tokens = 8 * 512
+    forward = in_a_step / tokens / 3 - 2 * flags["hidden-size"] * vocabulary
+    heldout = 2e5 * 0.1 / 0.9
+    assert more["repetition"] == pytest.approx(4 * heldout * forward, rel=0.01)
+    # 1,000 documents with 8 pairs each, of which one in a hundred has both documents held out; each
+    # is evaluated after two d1, and no document of a pair is longer than half of a row.
+    mean = 2e5 / 900
+    pair = 2 * mean * (1 - math.exp(-256 / mean))
+    assert more["tune"] == pytest.approx(2 * 2 * 80 * pair * forward, rel=0.01)
+    assert more["embed"] == more["synthesize"] == 0
+
+
+@pytest.mark.parametrize("name", paper.HOURS)
+def test_the_papers_hours_stand_beside_the_plans(name: str) -> None:
+    """A v5p's 459 TFLOP/s against the tokens that the paper states and Megatron's operations."""
+    found = paper.compare(Plan(PlanOptions(recipe=name, nodes=8), NO_TIMES))
+    assert found
+    tokens = 200e9 if name == "3b_200b" else 1e12
+    _, in_a_step = megatrons(name)
+    hours = tokens * in_a_step / (2048 * 4096) / 459e12 / 3600
+    assert found.utilisation == pytest.approx(hours / paper.HOURS[name], rel=0.01)
+    assert found.planned["sbp"] == pytest.approx(hours / 0.4, rel=0.01)
+    assert paper.compare(Plan(PlanOptions(recipe=name, nodes=8, share=0.1), NO_TIMES)) is None
 
 
 def test_the_papers_runs_are_of_their_size() -> None:
@@ -64,8 +115,19 @@ def test_cut_documents_of_exponential_length() -> None:
     seed = 5
     lengths = np.random.default_rng(seed).exponential(300, 200_000)
     text = Text(documents=len(lengths), tokens=lengths.sum())
+    known = Text(documents=3, tokens=60, lengths=np.array([10, 20, 30], np.int32))
     for limit in (50, 300, 2000):
         assert text.cut(limit) == pytest.approx(np.minimum(lengths, limit).mean(), rel=0.01)
+    assert [known.cut(limit) for limit in (5, 25, 1 << 31)] == [5, 55 / 3, 20]
+
+
+def test_pairs_are_those_of_the_run_beside_which_the_plan_stands(tmp_path: Path) -> None:
+    counts = {"candidates": 700, "documents": 100}
+    (tmp_path / "pairs").mkdir()
+    Manifest(stage="mine", options={}, inputs={}, counts=counts).write(tmp_path / "pairs")
+    assert PlanOptions(measured=str(tmp_path)).pairs() == 7
+    assert PlanOptions(measured=str(tmp_path), pairs_per_document=3).pairs() == 3
+    assert PlanOptions(measured=str(tmp_path / "pairs")).pairs() == PlanOptions().pairs() == 16
 
 
 def test_the_fit_finds_the_rates_that_made_the_times() -> None:
@@ -73,18 +135,16 @@ def test_the_fit_finds_the_rates_that_made_the_times() -> None:
     random = np.random.default_rng(seed)
     truth = Rates(each=Work(products=1e-11, numbers=2e-9, steps=1e-4), start=2.0)
     jobs = []
-    for number in range(8):
+    for _ in range(8):
         work = Work(
             products=random.uniform(1e11, 1e13),
             numbers=random.uniform(1e9, 1e11),
             steps=random.uniform(1e3, 1e5),
         )
         seconds = truth.seconds(work, devices=2)
-        jobs.append(
-            stages.Job(kind="train", work=work, devices=2, seconds=seconds, name=f"{number}")
-        )
-    found, error = stages.fit(jobs)
-    assert error < 1e-6 and found.start == pytest.approx(truth.start)
+        jobs.append(fitting.Timed(work=work, devices=2, seconds=seconds))
+    found = fitting.fit(Work, jobs)
+    assert found.error < 1e-6 and found.start == pytest.approx(truth.start)
     for one in fields(Work):
         assert getattr(found.each, one.name) == pytest.approx(getattr(truth.each, one.name))
 
@@ -101,6 +161,7 @@ def test_the_command_says_which_search_and_what_is_at_risk() -> None:
     assert names[1:9] == "embed mine repetition tune synthesize filter sbp mine".split()
     assert "mine with --search clusters: exact search costs" in process.stdout
     assert sum("cure: " in line for line in lines) == 3
+    assert "the paper states 59,000 hours of TPU v5p" in process.stdout
 
 
 @pytest.mark.parametrize(

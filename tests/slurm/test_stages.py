@@ -16,6 +16,7 @@ from tests.slurm.conftest import Submit, long, settings
 from tests.training.runs import series
 
 BOXES = "corpus embeddings pairs repetition synthesizer filtered audit sbp report".split()
+BOXES += ["evaluations/repetition", "evaluations/sbp"]
 COLUMNS = ("anchor", "neighbor", "score")
 
 
