@@ -53,6 +53,8 @@ def _draw(name: str, distribution: dict[str, Any], label: str, unit: str) -> str
         axes.set_xlim(min(shown) - margin, max(shown) + margin)
         if name in _LOGARITHMIC:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
         axes.set_ylim(bottom=_LEAST if name in _LOGARITHMIC else 0)
         axes.set_xlabel(label)
         axes.set_ylabel(f"share of {unit}, % per bin")

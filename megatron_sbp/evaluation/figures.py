@@ -18,6 +18,7 @@ COLOURS = {
 }
 _STYLE: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar sign in a label is one
     "font.size": 10,
     "axes.edgecolor": COLOURS["faint"],
     "axes.labelcolor": COLOURS["ink"],
@@ -44,14 +45,14 @@ def legend(axes: Any) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, fontsize=9, borderpad=0.2)
 
 
-def svg(name: str, plot: Callable[[Any], None]) -> str:
-    """Draw one pair of axes and make it an SVG element for the page."""
+def svg(name: str, plot: Callable[[Any], None], size: tuple[float, float] = _SIZE) -> str:
+    """Draw one pair of axes, so many inches large, and make it an SVG element for the page."""
     import matplotlib
     from matplotlib.figure import Figure
 
     # A salt of its own makes the element ids those of this figure, and the same in every run.
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         plot(figure.add_subplot())
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
@@ -62,8 +63,12 @@ def for_page(svg: str, name: str) -> str:
     """The ``<svg>`` element alone, its ids unique in the page and its colours the page's."""
     element = svg[svg.index("<svg") :]
     element = re.sub(r"<defs>\s*<style.*?</defs>", "", element, flags=re.DOTALL)
-    element = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{name}-", element)
     element = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', element)
-    for variable, colour in COLOURS.items():
-        element = element.replace(colour, f"var(--{variable})")
-    return element
+
+    def adapt(tag: re.Match[str]) -> str:
+        own = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{name}-", tag[0])
+        for variable, colour in COLOURS.items():
+            own = own.replace(colour, f"var(--{variable})")
+        return own
+
+    return re.sub("<[^>]*>", adapt, element)  # what stands between the tags is text

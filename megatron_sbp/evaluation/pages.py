@@ -1,5 +1,6 @@
 """Pages from templates: one self-contained file each, every text in it escaped."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def render(template: str, figures: Mapping[str, str], **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": _count, "measure": measure, "mib": _mib, "nats": _nats}
+    environment.filters |= {"count": _count, "measure": measure, "mib": _mib, "nats": nats}
     drawn = {name: Markup(svg) for name, svg in figures.items()}
     return _printable(environment.get_template(template).render(content, figures=drawn))
 
@@ -45,7 +46,7 @@ def measure(value: float | None, unit: str) -> str:
     return f"{value:,.{3 if size < 1 else 2 if size < 10 else 0}f}"
 
 
-def _nats(value: float | None, signed: bool = False) -> str:
+def nats(value: float | None, signed: bool = False) -> str:
     """A loss with three decimals, a minus sign instead of a hyphen."""
     if value is None:
         return "–"
@@ -57,6 +58,12 @@ def _mib(value: int) -> str:
 
 
 def _printable(page: str) -> str:
-    """The page with control characters, which HTML does not allow, as their pictures."""
-    pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-    return page.translate(pictures)
+    """The page with what HTML does not allow, or what turns the text after it, made visible.
+
+    Control characters become their pictures or numbers, as do halves of surrogate pairs, which file
+    names may have, and the marks that reverse the direction of writing.
+    """
+    shown = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
+    for code in (*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)):
+        shown[code] = f"[U+{code:04X}]"
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", page.translate(shown))

@@ -196,10 +196,10 @@ def load_engine(
         from megatron_sbp.synthesis.vllm import VllmEngine
 
         return VllmEngine(directory, sampling, options, ranks, eod=eod)
-    device = _device(options, ranks)
+    device = choose_device(options, ranks)
     if options.engine == "megatron":
         with warnings.catch_warnings(action="ignore"):  # It warns of all that is not installed.
-            prepare_megatron(options, device)
+            _prepare_inference(options, device)
             from megatron_sbp.synthesis.megatron import MegatronEngine
 
             checkpoint = MegatronCheckpoint(directory)
@@ -218,8 +218,12 @@ def load_engine(
     )
 
 
-def _device(options: EngineOptions, ranks: Ranks) -> "torch.device":
-    """The device of this rank."""
+def choose_device(options: EngineOptions, ranks: Ranks) -> "torch.device":
+    """The device of this rank.
+
+    Raises:
+        InputError: If it is to be a GPU, and there is none.
+    """
     import torch
 
     there = torch.cuda.is_available()
@@ -230,11 +234,11 @@ def _device(options: EngineOptions, ranks: Ranks) -> "torch.device":
     return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
 
 
-def prepare_megatron(options: EngineOptions, device: "torch.device") -> None:
-    """Have the CPU platform in force before Megatron is imported, or see that the GPU will do.
+def prepare_megatron(device: "torch.device") -> None:
+    """Have the CPU platform in force before Megatron is imported, where there is no GPU.
 
     Raises:
-        InputError: If Megatron's inference does not run so.
+        InputError: If Megatron would not take the device.
     """
     import torch
 
@@ -244,7 +248,17 @@ def prepare_megatron(options: EngineOptions, device: "torch.device") -> None:
         raise InputError(
             "--device cpu: Megatron takes the GPU of a machine that has one; use --engine hf"
         )
-    if platform.install():
+    platform.install()
+
+
+def _prepare_inference(options: EngineOptions, device: "torch.device") -> None:
+    """Have Megatron's inference run on this device, or say why it does not.
+
+    Raises:
+        InputError: Naming the flag or the package.
+    """
+    prepare_megatron(device)
+    if device.type == "cpu":
         from megatron_sbp.synthesis import megatron_cpu
 
         megatron_cpu.install()
