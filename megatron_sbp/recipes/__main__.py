@@ -45,6 +45,10 @@ def _show(name: str, options: ShowOptions) -> None:
     run = Run(name, recipes.load(name), options)
     if options.stage:
         for argument in recipes.arguments(run.flags(options.stage)):
+            if "\n" in argument:
+                raise InputError(
+                    f"{name}: {argument!r:.80} has a line break; arguments have a line each"
+                )
             print(argument)
         return
     for stage in STAGES:

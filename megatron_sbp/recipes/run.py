@@ -2,15 +2,17 @@
 
 The sections of a recipe:
 
-* one for every command of the loop: ``preprocess``, ``embed``, ``mine``, ``synthesize``,
-  ``filter``, ``audit``, ``evaluate``;
+* one for every command of the loop: ``preprocess`` or ``concepts``, ``embed``, ``mine``,
+  ``synthesize``, ``filter``, ``audit``, ``evaluate``;
 * ``train``: the flags of all training runs; ``pretrain`` and ``tune``: those of each kind of run;
 * ``arms``: what each arm (repetition, sbp, oracle) adds to ``pretrain``;
 * ``precision``: precision -> kind of device -> flags; the first one is the default;
 * ``layouts``: kind of device -> number of devices -> flags of training runs; an entry holds from
   its number on, up to the next one. Data parallelism takes what its sizes leave;
 * ``sizes``: number of devices -> flags of training runs, for all kinds;
-* ``synthetic``: ``oversampling``, tokens synthesized per token wanted, as filters take some.
+* ``synthetic``: ``oversampling``, tokens synthesized per token wanted, as filters take some;
+* ``compare``: the flags of ``tools/compare_arms.py``; ``sensitivity``: flag, as ``--set`` takes it,
+  -> values that it tries in turn.
 """
 
 import math
@@ -22,6 +24,7 @@ from megatron_sbp.recipes import Flags, Recipe
 
 Stage = Literal[
     "preprocess",
+    "concepts",
     "embed",
     "mine",
     "pretrain",
@@ -40,6 +43,9 @@ TRAINING = ("pretrain", "tune")
 
 _CPU = "cpu"
 _DEVICES_PER_NODE = 8  # of the machines that these GPUs come in
+_MOST_DEVICES = 1 << 16
+# Section -> mappings in each other, the flags of the innermost ones not counted.
+_LEVELS = {"arms": 1, "precision": 2, "layouts": 2, "sizes": 1}
 _WORDS = {"true": True, "false": False, "null": None}
 _SHARE = "sbp-synthetic-share"
 
@@ -117,6 +123,8 @@ class Run:
 
     def __init__(self, name: str, recipe: Recipe, options: RunOptions):
         self._name, self._recipe, self._options = name, recipe, options
+        for section, levels in _LEVELS.items():
+            self._check_mappings(section, recipe.get(section, {}), levels)
         self.arm = options.arm
         """Which of the runs that are compared `pretrain` is."""
         layouts = recipe.get("layouts", {})
@@ -127,6 +135,21 @@ class Run:
         per_node = options.gpus_per_node or (1 if self.gpu == _CPU else _DEVICES_PER_NODE)
         self.devices = options.nodes * per_node
         """Processes of a training run."""
+
+    def _check_mappings(self, place: str, entries: Flags, levels: int) -> None:
+        """Refuse sections that are not as many mappings in each other as they should be."""
+        for name, entry in entries.items():
+            if not isinstance(entry, dict):
+                raise InputError(f"{self._name}: {place}.{name} is {entry!r:.40}, no mapping")
+            if levels > 1:
+                self._check_mappings(f"{place}.{name}", entry, levels - 1)
+            counts = entry if place == "layouts" else [name] if place == "sizes" else []
+            for count in counts:
+                if type(count) is not int or not 1 <= count <= _MOST_DEVICES:
+                    raise InputError(
+                        f"{self._name}: {place} has an entry for {count!r:.40} devices; give a "
+                        f"whole number from 1 to {_MOST_DEVICES}"
+                    )
 
     def flags(self, stage: str) -> Flags:
         """The flags of a stage, all but paths.
@@ -167,11 +190,16 @@ class Run:
 
     def _number(self, flags: Flags, flag: str) -> int:
         """A flag of a training run that must be there."""
+        found = flags.get(flag, "missing")
         try:
-            return int(flags[flag])
-        except (KeyError, TypeError, ValueError):
-            found = flags.get(flag, "missing")
-            raise InputError(f"{self._name}: {flag} is {found}; give it a whole number") from None
+            number = int(found)
+        except (TypeError, ValueError, OverflowError):
+            number = 0
+        if not 1 <= number < 1 << 62:
+            raise InputError(
+                f"{self._name}: {flag} is {found!s:.40}; give it a whole number above 0"
+            )
+        return number
 
     def _precision(self) -> Flags:
         precisions = self._recipe.get("precision", {})
@@ -225,7 +253,7 @@ class Run:
     def _divided(self, stage: str, devices: int) -> Layout | None:
         flags = self._training(stage, devices)
         tensor, pipeline, context = (
-            int(flags.get(f"{kind}-parallel-size", 1))
+            self._number({f"{kind}-parallel-size": 1} | flags, f"{kind}-parallel-size")
             for kind in ("tensor-model", "pipeline-model", "context")
         )
         batch = self._number(flags, "global-batch-size")
@@ -246,25 +274,33 @@ class Run:
         ]
         return [count for count in found if count is not None]
 
-    @staticmethod
-    def _batches(flags: Flags, layout: Layout) -> Flags:
+    def _batches(self, flags: Flags, layout: Layout) -> Flags:
         """What follows from the lay-out: evaluation takes one micro-batch of every rank a step."""
         if "eval-micro-batch-size" not in flags:
             return {}
-        return {"eval-global-batch-size": int(flags["eval-micro-batch-size"]) * layout.data}
+        return {
+            "eval-global-batch-size": self._number(flags, "eval-micro-batch-size") * layout.data
+        }
 
     @property
     def vocabulary(self) -> int | None:
         """Ids of the tokenizer, None if the recipe trains none."""
-        ids = self._recipe.get("preprocess", {}).get("train-tokenizer")
-        return None if ids is None else int(ids)
+        flags = self._recipe.get("preprocess", {})
+        if flags.get("train-tokenizer") is None:
+            return None
+        return self._number(flags, "train-tokenizer")
 
     def training_rows(self) -> int:
         """Sequences that each arm of ``pretrain`` trains on."""
         flags = self._training("pretrain")
         if flags.get("train-samples"):
-            return int(flags["train-samples"])
+            return self._number(flags, "train-samples")
         return self._number(flags, "train-iters") * self._number(flags, "global-batch-size")
+
+    @property
+    def row(self) -> int:
+        """Tokens of a sequence that ``pretrain`` trains on."""
+        return self._number(self._training("pretrain"), "seq-length")
 
     def synthetic_share(self) -> float:
         """Share of the joint run's tokens that is synthetic.
@@ -276,10 +312,14 @@ class Run:
         share = self._options.share if self._options.share is not None else arm.get(_SHARE)
         if share is None:
             raise InputError(f"{self._name}: the sbp arm has no {_SHARE}; give --share")
+        if not isinstance(share, int | float) or not 0 <= share < 1:
+            raise InputError(f"{self._name}: {_SHARE} is {share!r:.40}; give 0 or more, below 1")
         return float(share)
 
     def tokens_to_synthesize(self) -> int:
         """Enough for the share after the filters have taken theirs."""
-        row = self._number(self._training("pretrain"), "seq-length")
-        wanted = self.synthetic_share() * self.training_rows() * row
-        return math.ceil(wanted * self._recipe.get("synthetic", {}).get("oversampling", 1))
+        wanted = self.synthetic_share() * self.training_rows() * self.row
+        times = self._recipe.get("synthetic", {}).get("oversampling", 1)
+        if not isinstance(times, int | float) or not 1 <= times < math.inf:
+            raise InputError(f"{self._name}: oversampling is {times!r:.40}; give 1 or more")
+        return math.ceil(wanted * times)

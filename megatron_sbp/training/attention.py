@@ -8,11 +8,13 @@ Transformer Engine the same batches go through its THD kernels.
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -21,7 +23,7 @@ from megatron_sbp.training.context_parallel import chunks, positions
 
 
 class ScaledDotProductAttention(torch.nn.Module):
-    """Causal attention without dropout; the interface is Megatron's ``DotProductAttention``."""
+    """Causal attention; the interface is Megatron's ``DotProductAttention``."""
 
     def __init__(
         self,
@@ -36,8 +38,10 @@ class ScaledDotProductAttention(torch.nn.Module):
         **_: Any,
     ):
         super().__init__()
-        if config.attention_dropout > 0:
-            raise ValueError("--attention-dropout must be 0 with --transformer-impl local here")
+        given = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.dropout = given
+        # With sequence parallelism Megatron has forked the random numbers of the whole layer.
+        self._forks = given > 0 and not config.sequence_parallel
         self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
         self._ranks = config.context_parallel_size
         self._group = pg_collection.cp if pg_collection is not None and self._ranks > 1 else None
@@ -113,15 +117,18 @@ class ScaledDotProductAttention(torch.nn.Module):
         if queries < keys:
             allowed = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
             mask = allowed.tril(diagonal=keys - queries)
-        context = torch.nn.functional.scaled_dot_product_attention(
-            query.permute(1, 2, 0, 3),
-            key.permute(1, 2, 0, 3),
-            value.permute(1, 2, 0, 3),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=self.scale,
-            enable_gqa=key.size(2) != query.size(2),
-        )
+        # Tensor-parallel ranks have other heads, so they need other random numbers.
+        with get_cuda_rng_tracker().fork() if self._forks else nullcontext():
+            context = torch.nn.functional.scaled_dot_product_attention(
+                query.permute(1, 2, 0, 3),
+                key.permute(1, 2, 0, 3),
+                value.permute(1, 2, 0, 3),
+                attn_mask=mask,
+                is_causal=mask is None,
+                dropout_p=self.dropout if self.training else 0.0,
+                scale=self.scale,
+                enable_gqa=key.size(2) != query.size(2),
+            )
         return context.permute(2, 0, 1, 3)
 
     def _whole(self, local: torch.Tensor, boundaries: Sequence[int]) -> torch.Tensor:

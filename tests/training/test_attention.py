@@ -100,6 +100,21 @@ def test_context_parallel_ranks_together_are_one(
         np.testing.assert_allclose(got.numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_dropout_is_refused() -> None:
-    with pytest.raises(ValueError, match="--attention-dropout must be 0"):
-        ScaledDotProductAttention(config(attention_dropout=0.1), 1, None, "self")
+def test_dropout_leaves_out_whole_keys_in_training_only() -> None:
+    share, rows = 0.3, 500
+    random = np.random.default_rng(5)
+    query = random.normal(size=(2, rows, HEADS, CHANNELS))
+    key, value = random.normal(size=(2, 2, rows, HEADS, CHANNELS))
+    # With sequence parallelism the random numbers are torch's own, which need no Megatron.
+    options = config(attention_dropout=share, sequence_parallel=True)
+    attention: Any = ScaledDotProductAttention(options, 1, None, "self")
+    torch.manual_seed(5)
+    got = attention(*map(torch.from_numpy, (query, key, value)), None)[0].numpy()
+    # The first position sees itself alone, so there its value is left out or scaled up.
+    heads, values = got.reshape(rows, HEADS, CHANNELS), value[0]
+    kept = heads.any(axis=2)
+    np.testing.assert_allclose(heads[kept], values[kept] / (1 - share), rtol=1e-9)
+    assert kept.mean() == pytest.approx(1 - share, abs=5 * np.sqrt(0.21 / kept.size))
+    got = attention.eval()(*map(torch.from_numpy, (query, key, value)), None)
+    want = reference(query, key, value, [0, 2])
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-12)
