@@ -91,7 +91,7 @@ class PairStore:
         """The manifest beside the columns, None if another tool wrote them."""
         self.corpus: list[dict[str, Any]] | None = None
         """``Corpus.fingerprints`` of the corpus that was mined, None if that is not known."""
-        if self.manifest and "corpus" in self.manifest.counts:
+        if self.manifest and self.manifest.counts.get("corpus") is not None:
             self.corpus = recorded_corpus(self.manifest, self.directory)
         if corpus is not None and self.corpus is not None:
             check_corpus(self.corpus, corpus, self.directory)
