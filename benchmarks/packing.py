@@ -27,6 +27,7 @@ import numpy as np
 from megatron_sbp import cli
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.indexed import IndexedWriter, bin_path, write_index
+from megatron_sbp.corpus.words import MIX, mixed
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
 from megatron_sbp.mining.pairs import COLUMNS
@@ -78,9 +79,9 @@ def make_lengths(count: int, median: int, sigma: float, seed: int) -> np.ndarray
 
 
 def make_pairs(directory: Path, corpus: Corpus, pairs: int, seed: int) -> None:
-    """A pair store with the same number of random neighbours for every document."""
+    """A pair store with the same number of neighbours, from a random one on, for every document."""
     directory.mkdir()
-    random = np.random.default_rng(seed)
+    key = np.uint64(seed) * MIX
     columns = {
         name: np.lib.format.open_memmap(directory / f"{name}.npy", "w+", dtype, (pairs,))
         for name, dtype in COLUMNS.items()
@@ -89,10 +90,12 @@ def make_pairs(directory: Path, corpus: Corpus, pairs: int, seed: int) -> None:
     for start in range(0, pairs, _CHUNK):
         row = np.arange(start, min(start + _CHUNK, pairs))
         anchor = row * documents // pairs
-        step = random.integers(1, documents, len(row))
+        place = row - anchor * pairs // documents
+        first = mixed(key + anchor.astype(np.uint64)) % np.uint64(documents - 1)
         columns["anchor"][row] = anchor
+        step = 1 + (first.astype(np.int64) + place) % (documents - 1)
         columns["neighbor"][row] = (anchor + step) % documents
-        columns["score"][row] = -(row - anchor * pairs // documents)  # falling for an anchor
+        columns["score"][row] = -place  # falling for an anchor
     counts = {"pairs": pairs, "corpus": corpus.fingerprints}
     Manifest(stage="mine", options={}, inputs={}, counts=counts).write(directory)
 

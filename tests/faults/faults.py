@@ -200,11 +200,11 @@ def _checks_pieces(command: Command) -> bool:
     return not command.name.startswith(("embed", "mine"))
 
 
-_FAST = ("preprocess", "mine, 2 ranks")
 FAULTS = [
-    Fault(name="killed at a change of a file", strike=killed_at_changes, long=5, short=_FAST),
+    Fault(name="killed at a change of a file", strike=killed_at_changes, long=5,
+          short=("preprocess",)),
     Fault(name="killed at a moment", strike=killed_at_moments, long=5, short=("mine",)),
-    Fault(name="a rank killed", strike=rank_killed, long=5, short=("mine, 2 ranks",),
+    Fault(name="a rank killed", strike=rank_killed, long=5,
           holds=lambda command: command.ranks > 1),
     Fault(name="disk full", strike=disk_full, long=2, short=("preprocess",), mounts=True),
     Fault(name="output read-only", strike=read_only, long=1, short=("preprocess",), mounts=True),
