@@ -37,6 +37,20 @@ def run_command(*command: str | Path, ranks: int = 1) -> subprocess.CompletedPro
     )
 
 
+def torchrun(*command: object, processes: int = 2) -> None:
+    """Run a script of the tests in several processes; it must end well."""
+    launcher = ["-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "--nproc-per-node", str(processes), *map(str, command)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
+
+
 @pytest.fixture(scope="session")
 def words_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """About 260 documents over 40 topics, a fifth of them held out.
@@ -99,14 +113,5 @@ def write_pairs(directory: Path, corpus: Corpus, rows: list[tuple[int, int, floa
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints saved with tensor or pipeline parallelism, and Megatron's own logits."""
     directory = tmp_path_factory.mktemp("checkpoints")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.run(
-        [sys.executable, *launcher, str(MEGATRON_MODELS), str(directory)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
+    torchrun(MEGATRON_MODELS, directory)
     return directory

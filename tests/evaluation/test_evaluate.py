@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -24,7 +21,7 @@ from megatron_sbp.manifest import Manifest
 from megatron_sbp.models import export
 from megatron_sbp.models.checkpoint import MegatronCheckpoint
 from megatron_sbp.ranks import Ranks
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_command, torchrun
 from tests.evaluation import scored
 from tests.training import runs
 
@@ -100,16 +97,7 @@ def boxes(
         f"tensor:{checkpoints / 'llama'}:2:1:{mixed}",
         f"rows:{trained}:1:1:{rows}",
     ]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, scored.__file__, str(output), *jobs],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-5000:]
+    torchrun(scored.__file__, output, *jobs)
     return output
 
 

@@ -1,9 +1,6 @@
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from megatron_sbp.errors import InputError
 from megatron_sbp.models.checkpoint import MegatronCheckpoint
 from megatron_sbp.models.export import ExportOptions, export
 from megatron_sbp.models.import_hf import ARGUMENTS, ImportOptions, import_hf
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_command, torchrun
 from tests.models import imported_models, megatron_models
 
 TOOL = ROOT / "tools" / "import_hf.py"
@@ -43,16 +40,7 @@ def imported(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         imported_models.save_random(case, directory / case / "hf")
         tokenizers.copy(str(tokenizer), directory / case / "hf")
         import_from(directory / case / "hf", directory / case / "megatron")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    process = subprocess.run(
-        [sys.executable, *launcher, imported_models.__file__, str(directory)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
+    torchrun(imported_models.__file__, directory, processes=4)
     return directory
 
 

@@ -2,9 +2,6 @@
 
 import filecmp
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +16,11 @@ from megatron_sbp.synthesis.engine import EngineOptions
 from megatron_sbp.synthesis.model import load_engine
 from megatron_sbp.synthesis.store import COLUMNS, SyntheticCorpus
 from megatron_sbp.synthesis.synthesize import SynthesizeOptions, synthesize
-from tests.conftest import ROOT
+from tests.conftest import ROOT, torchrun
 from tests.synthesis import continuations as asked
 
 pytest.importorskip("einops")
 TOOL = ROOT / "tools" / "synthesize.py"
-
-
-def torchrun(*command: object) -> None:
-    """Run a command in two processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.run(
-        [sys.executable, *launcher, *map(str, command)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-5000:]
 
 
 @pytest.fixture(scope="module")
