@@ -5,6 +5,7 @@ Rows are checked whichever way they come: finite, and of length 1 (to 1%), as ``
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -96,6 +97,20 @@ def one_ahead[A, B](begin: Callable[[A], Callable[[], B]], items: Iterable[A]) -
         del result  # From here on only the caller may still hold it.
 
 
+@contextmanager
+def _reader() -> Iterator[ThreadPoolExecutor]:
+    """A thread that reads ahead.
+
+    Nobody waits for its end: the garbage collector may close a generator that was not used up, at
+    any moment, within ``threading`` itself too, where to join a thread is a deadlock.
+    """
+    thread = ThreadPoolExecutor(1)
+    try:
+        yield thread
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
+
+
 class Shards:
     """What every loader knows of the embeddings: where rows lie, and how to check them.
 
@@ -152,7 +167,7 @@ class MapLoader(Shards):
 
     def load(self, ranges: Iterable[Block]) -> Iterator["torch.Tensor"]:
         """See ``Loader``."""
-        with ThreadPoolExecutor(1) as thread:
+        with _reader() as thread:
 
             def begin(wanted: Block) -> Callable[[], "torch.Tensor"]:
                 return thread.submit(self._read, wanted[0], self.views(*wanted)).result
@@ -207,7 +222,7 @@ class PinnedLoader(Shards):
         streams = torch.get_device_module(self.device)
         stream = streams.Stream(self.device)
         buffers = cycle([_Buffer(self), _Buffer(self)])
-        with ThreadPoolExecutor(1) as thread:
+        with _reader() as thread:
 
             def begin(wanted: Block) -> Callable[[], "torch.Tensor"]:
                 buffer = next(buffers)

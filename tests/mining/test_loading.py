@@ -4,7 +4,9 @@ import importlib
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Event, Thread
 from threading import enumerate as threads
 
 import numpy as np
@@ -123,7 +125,32 @@ def test_stopping_early_ends_the_threads(make: Make, embeddings: Embeddings) -> 
     next(blocks)
     next(blocks)
     del blocks
-    assert set(threads()) <= before
+    for thread in set(threads()) - before:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+
+
+def test_stopping_does_not_wait_for_a_read(
+    embeddings: Embeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The garbage collector may do the stopping while it holds a lock that the thread needs."""
+    loader, reading, release = MapLoader(embeddings), Event(), Event()
+
+    def check(rows: torch.Tensor, start: int) -> None:
+        if start == 50:
+            reading.set()
+            release.wait()
+
+    monkeypatch.setattr(loader, "check", check)
+    with ExitStack() as stack:
+        stack.callback(release.set)
+        blocks = iter(loader.load([(0, 50), (50, 100), (100, 150)]))
+        next(blocks)
+        assert reading.wait(timeout=60)
+        stopping = Thread(target=blocks.close, daemon=True)  # type: ignore[attr-defined]
+        stopping.start()
+        stopping.join(timeout=60)
+        assert not stopping.is_alive()
 
 
 @every_loader
