@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 
 def open_npy(path: str | Path) -> np.ndarray:
@@ -30,6 +31,19 @@ def open_npy(path: str | Path) -> np.ndarray:
         if size == offset:  # nothing to map
             return np.empty(shape, dtype, order)
         return np.memmap(file, dtype, "r", offset, shape, order)
+
+
+def create_npy(path: str | Path, dtype: DTypeLike, count: int) -> np.memmap:
+    """Make a ``.npy`` file of a one-dimensional array, to be filled through the map of it.
+
+    Raises:
+        OSError: If the disk has no room for it: to fill the map would then end the process without
+            a word.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, (count,))
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return array
 
 
 def save_npy(path: str | Path, array: np.ndarray) -> None:

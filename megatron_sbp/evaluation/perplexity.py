@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
 from megatron_sbp.cli import Progress
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.evaluation.perplexity_windows import Windows
 from megatron_sbp.models.checkpoint import MegatronCheckpoint
+from megatron_sbp.npy import create_npy
 from megatron_sbp.ranks import Ranks
 from megatron_sbp.synthesis import model as models
 from megatron_sbp.synthesis.engine import EngineOptions
@@ -209,7 +209,7 @@ def collect(plan: Plan, directory: Path, models: int, path: Path) -> np.ndarray:
     Returns:
         float64 [documents], the sum of each.
     """
-    losses = open_memmap(path, mode="w+", dtype=np.float32, shape=(int(plan.lengths.sum()),))
+    losses = create_npy(path, np.float32, int(plan.lengths.sum()))
     for number in range(models):
         given = np.memmap(directory / _file(number), np.float32, mode="r")
         begin = 0

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.mining.pairs import PairStore
 from megatron_sbp.mining.related import related
-from megatron_sbp.npy import open_npy
+from megatron_sbp.npy import create_npy, open_npy
 
 UNIFORM, TOKENS = "uniform", "tokens"
 _DOCUMENTS = 1 << 22  # weights summed up at a time
@@ -112,7 +111,7 @@ def write_cumulative(weights: Literal["tokens"] | str, corpus: Corpus, path: Pat
             negative or not finite, or none above zero.
     """
     given = None if weights == TOKENS else _open_weights(weights, len(corpus))
-    sums = open_memmap(path, "w+", np.float64, (len(corpus),))
+    sums = create_npy(path, np.float64, len(corpus))
     total = 0.0
     for start in range(0, len(corpus), _DOCUMENTS):
         stop = min(start + _DOCUMENTS, len(corpus))

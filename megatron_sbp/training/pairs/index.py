@@ -18,12 +18,10 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.lib.format import open_memmap
-from numpy.typing import DTypeLike
 
 from megatron_sbp.manifest import atomic_write
 from megatron_sbp.mining.related import related
-from megatron_sbp.npy import open_npy, save_npy
+from megatron_sbp.npy import create_npy, open_npy, save_npy
 from megatron_sbp.training.pairs.config import PairedDocumentDatasetConfig, Room
 from megatron_sbp.training.pairs.controls import choose_controls
 from megatron_sbp.training.pairs.documents import PairedPrefix, SplitDocuments
@@ -212,7 +210,7 @@ def build(
             return counts
         with atomic_write(_file(base, "pairs.npy")) as path:
             dtype = np.uint32 if entries.count <= 1 << 32 else np.int64
-            placed = _create(path, dtype, counts["pairs"])
+            placed = create_npy(path, dtype, counts["pairs"])
             _place(lengths, layout, placed, config.random_seed)
             if controls:
                 _choose(_file(base, "controls.npy"), entries, placed, config.random_seed)
@@ -285,7 +283,7 @@ def _place(lengths: np.ndarray, layout: Layout, placed: np.ndarray, seed: int) -
 def _choose(path: Path, entries: Entries, placed: np.ndarray, seed: int) -> None:
     """Write the ids of the controls' d1, int64 [places]."""
     with atomic_write(path) as temporary:
-        chosen = _create(temporary, np.int64, len(placed))
+        chosen = create_npy(temporary, np.int64, len(placed))
         for start, stop in _chunks(len(placed), _CONTROLLED):
             first, second = entries[placed[start:stop].astype(np.int64)]
             lengths = entries.context_lengths(first, second)
@@ -297,15 +295,6 @@ def _chunks(count: int, most: int) -> Iterator[tuple[int, int]]:
     pieces = max(1, -(-count // most))
     bounds = [count * piece // pieces for piece in range(pieces + 1)]
     return pairwise(bounds)
-
-
-def _create(path: Path, dtype: DTypeLike, count: int) -> np.ndarray:
-    """Map a new file for one array."""
-    column = open_memmap(path, "w+", dtype, (count,))
-    with open(path, "r+b") as file:
-        # A map of a file that the disk has no room for would end the process without a word.
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return column
 
 
 def _map(file: BinaryIO, dtype: np.dtype[Any], count: int) -> np.ndarray:
