@@ -1,8 +1,8 @@
 """Core attention on torch's fused kernel, for Megatron's local layers.
 
 Megatron's local attention writes out the full score matrix and knows neither packed sequences nor
-context parallelism. This one calls ``torch.nn.functional.scaled_dot_product_attention`` for every
-segment. It is used with ``--transformer-impl local``, which is what the CPU platform runs; with
+context parallelism. This one calls ``torch.nn.functional.scaled_dot_product_attention``, for all
+segments at once or for one after another. It is used with ``--transformer-impl local``, which is what the CPU platform runs; with
 Transformer Engine the same batches go through its THD kernels.
 """
 
@@ -20,6 +20,10 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_sbp.training.context_parallel import chunks, positions
+
+# Segments are attended to at once, instead of one after another, if all of them filled up to the
+# longest are at most so many times the positions of the row: calls for short ones cost more.
+_PADDING = 2
 
 
 class ScaledDotProductAttention(torch.nn.Module):
@@ -91,6 +95,9 @@ class ScaledDotProductAttention(torch.nn.Module):
         boundaries: Sequence[int],
     ) -> torch.Tensor:
         """Attention of [positions, batch, heads, channels]."""
+        lengths = [end - begin for begin, end in pairwise(boundaries)]
+        if self._ranks == 1 and 1 < len(lengths) <= _PADDING * query.size(0) / max(lengths):
+            return self._side_by_side(query, key, value, lengths)
         rank = 0
         if self._group is not None:
             rank = self._group.rank()
@@ -98,7 +105,6 @@ class ScaledDotProductAttention(torch.nn.Module):
         held = chunks(boundaries, self._ranks, rank)
         # Not slices: the gradient of each would be as long as the row.
         queries = query.split([end - start for _, start, end in held])
-        lengths = [end - begin for begin, end in pairwise(boundaries)]
         segments = dict(
             zip(
                 boundaries, zip(key.split(lengths), value.split(lengths), strict=True), strict=False
@@ -109,6 +115,22 @@ class ScaledDotProductAttention(torch.nn.Module):
             keys, values = (tensor[: end - begin] for tensor in segments[begin])
             pieces.append(self._causal(mine, keys, values))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _side_by_side(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int]
+    ) -> torch.Tensor:
+        """Attention of the segments of one row at a time, each filled up to the longest.
+
+        What fills a segment up stands after it, where causal attention does not look.
+        """
+        padded = (
+            torch.nn.utils.rnn.pad_sequence(tensor.squeeze(1).split(lengths))
+            for tensor in (query, key, value)
+        )
+        context = self._causal(*padded).transpose(0, 1)
+        places = torch.arange(context.size(1), device=context.device)
+        real = places < torch.tensor(lengths, device=context.device)[:, None]
+        return context[real].unsqueeze(1)
 
     def _causal(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attention of queries that are the last ones of the keys' positions."""
