@@ -1,4 +1,4 @@
-.PHONY: setup quickstart smoke test test-faults test-core016 test-slurm clean
+.PHONY: setup quickstart smoke test test-faults test-versions test-core016 test-slurm clean
 
 setup:
 	@sh tools/bootstrap.sh
@@ -29,6 +29,11 @@ test-faults: setup
 	    --numprocesses 2 --dist load tests/faults
 	.venv/bin/python -m tests.faults.results build/faults.jsonl docs/reliability.md
 	FAULTS_LONG=1 .venv/bin/python -m pytest --numprocesses 2 tests/hostile
+
+# The tests on the lowest and on the newest versions of the packages that setup.cfg admits
+test-versions: setup
+	sh tests/versions.sh lowest
+	sh tests/versions.sh newest
 
 # The scripts of slurm/ on a Slurm of three nodes on this machine; needs root, see docs/cluster.md
 test-slurm: setup
