@@ -2,8 +2,8 @@
 
 Megatron's local attention writes out the full score matrix and knows neither packed sequences nor
 context parallelism. This one calls ``torch.nn.functional.scaled_dot_product_attention``, for all
-segments at once or for one after another. It is used with ``--transformer-impl local``, which is what the CPU platform runs; with
-Transformer Engine the same batches go through its THD kernels.
+segments at once or for one after another. It is used with ``--transformer-impl local``, which is
+what the CPU platform runs; with Transformer Engine the same batches go through its THD kernels.
 """
 
 import math
