@@ -1,4 +1,4 @@
-.PHONY: setup quickstart smoke test test-faults test-versions test-core016 test-slurm clean
+.PHONY: setup quickstart smoke test test-parallelism test-faults test-versions test-core016 test-slurm clean
 
 setup:
 	@sh tools/bootstrap.sh
@@ -15,6 +15,10 @@ smoke: setup
 test: setup
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/slurm
 	.venv/bin/python -m pytest tests/slurm
+
+# Every layout with packed and with unpacked rows; `make test` has every layout once
+test-parallelism: setup
+	PARALLELISM_LONG=1 .venv/bin/python -m pytest tests/training/test_parallelism.py
 
 # The paired-document dataset on the dataset layer of megatron-core 0.16.1
 test-core016: setup

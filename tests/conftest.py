@@ -19,6 +19,9 @@ from megatron_sbp.manifest import Manifest
 settings.register_profile("here", deadline=None)
 settings.load_profile("here")
 
+# Tests run beside each other: threads that wait must not keep a core busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).parent.parent
 MEGATRON_MODELS = ROOT / "tests" / "models" / "megatron_models.py"
 

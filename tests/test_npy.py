@@ -26,6 +26,6 @@ sys.exit(1)
 @pytest.mark.parametrize("size", ["4k", "64k", "600k"])
 def test_a_full_disk_is_an_error(size: str, tmp_path: Path) -> None:
     mount = 'mount -t tmpfs -o size=$1 tmpfs "$2" && exec "$3" -c "$4" "$2"'
-    command = ["unshare", "--mount", "sh", "-c", mount, "sh", size, tmp_path]
+    command = ["unshare", "--mount", "sh", "-c", mount, "sh", size, str(tmp_path)]
     status = subprocess.run([*command, sys.executable, _FULL_DISK], check=False).returncode
     assert status == 0

@@ -167,6 +167,9 @@ def two_at_once(trial: Trial) -> str:
     if not first.until(lambda: any(trial.output.rglob(".lock")), SECONDS):
         return MISSED
     first.signal_all(signal.SIGSTOP)
+    if not any(trial.output.rglob(".lock")):
+        first.signal_all(signal.SIGCONT)
+        return MISSED
     second = trial.start()
     try:
         status = second.wait(SECONDS)
