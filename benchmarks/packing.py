@@ -31,6 +31,7 @@ from megatron_sbp.corpus.words import MIX, mixed
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
 from megatron_sbp.mining.pairs import COLUMNS
+from megatron_sbp.npy import create_npy
 
 _EOD = 0
 _CHUNK = 1 << 22  # Pairs that are made at a time.
@@ -83,8 +84,7 @@ def make_pairs(directory: Path, corpus: Corpus, pairs: int, seed: int) -> None:
     directory.mkdir()
     key = np.uint64(seed) * MIX
     columns = {
-        name: np.lib.format.open_memmap(directory / f"{name}.npy", "w+", dtype, (pairs,))
-        for name, dtype in COLUMNS.items()
+        name: create_npy(directory / f"{name}.npy", dtype, pairs) for name, dtype in COLUMNS.items()
     }
     documents = len(corpus)
     for start in range(0, pairs, _CHUNK):

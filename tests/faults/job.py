@@ -86,7 +86,7 @@ class Job:
             what = f"-t tmpfs -o size={shared} tmpfs" if shared else f"--bind {self._shm}"
             line = ["unshare", "--mount", "sh", "-c", _MOUNT.format(what=what), "sh", *line]
         own = {MARK: self.mark, "TMPDIR": str(self._tmp), "OMP_NUM_THREADS": "1"}
-        own |= {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
+        own["PYTHONPATH"] = str(ROOT)
         variables = os.environ | own | (environment or {})
         self._started = time.monotonic()
         with (
