@@ -61,7 +61,7 @@ class Boxes:
                 settings=self._settings(name),
                 sources=counts["ledger"],
                 stages=stages,
-                parts=self._parts(name, tokens, kinds) if kinds is not None else {},
+                parts=self._parts(name, *kinds) if kinds is not None else {},
             )
 
     def _column(self, run: str, column: str) -> np.ndarray:
@@ -72,27 +72,28 @@ class Boxes:
         line = Manifest.read(self._root / run).options["arguments"]
         return {flag: line[line.index(f"--{flag}") + 1] for flag in _SHOWN if f"--{flag}" in line}
 
-    def _kinds(self) -> np.ndarray | None:
-        """Kind of every held-out token of a concepts corpus, int64 [tokens]."""
+    def _kinds(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Document and kind of every held-out token of a concepts corpus, int64 [tokens] each."""
         if self._concepts is None:
             return None
         corpus = Corpus([self._heldout])
-        tokens = np.concatenate([corpus.tokens(document) for document in range(len(corpus))])
-        return World.open(self._concepts).grammar.kinds[tokens]
+        tokens = [corpus.tokens(document) for document in range(len(corpus))]
+        kinds = World.open(self._concepts).grammar.kinds[np.concatenate(tokens)]
+        return np.repeat(np.arange(len(corpus)), [*map(len, tokens)]), kinds
 
     def _parts(
-        self, run: str, tokens: np.ndarray, kinds: np.ndarray
+        self, run: str, document: np.ndarray, kinds: np.ndarray
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """A run's loss by kind of token: per document nats and tokens."""
-        losses = self._column(run, "token_losses")
-        document = np.repeat(np.arange(len(tokens)), tokens)
-        return {
-            name: (
-                np.bincount(document[kinds == kind], losses[kinds == kind], len(tokens)),
-                np.bincount(document[kinds == kind], minlength=len(tokens)),
+        losses, documents = self._column(run, "token_losses"), int(document[-1]) + 1
+        parts = {}
+        for name, kind in _KINDS.items():
+            these = (kinds == kind) & np.isfinite(losses)  # nan: given, not predicted
+            parts[name] = (
+                np.bincount(document[these], losses[these], documents),
+                np.bincount(document[these], minlength=documents),
             )
-            for name, kind in _KINDS.items()
-        }
+        return parts
 
     def sweep(self) -> Iterator[dict[str, Any]]:
         """What repetition-tuned was chosen from."""
@@ -123,10 +124,13 @@ class Boxes:
         return {row["measure"]: row["value"] for row in rows}
 
     def floor(self) -> dict[str, Any] | None:
-        """The entropy floor of a concepts corpus."""
+        """The entropy floor of a concepts corpus, of the tokens that the arms predicted."""
         if self._concepts is None:
             return None
-        floor: dict[str, Any] = Manifest.read(self._concepts).counts["floor"]
+        _, _, run = next(iter(self._experiment.runs()))
+        alone = Manifest.read(self._root / evaluation_of(run)).counts["documents_alone"]
+        counts = Manifest.read(self._concepts).counts
+        floor: dict[str, Any] = counts["floor_after_first" if alone else "floor"]
         return floor
 
     def truth(self) -> Iterator[dict[str, Any]]:

@@ -115,6 +115,11 @@ class _Inputs:
     sources: dict[str, Corpus]
     """Name -> documents."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether the model saw documents by themselves, never one after another."""
+        return getattr(self.checkpoint.args, "dataloader_inter_document_masking", False)
+
 
 def evaluate(options: EvaluateOptions, ranks: Ranks) -> Manifest:
     """Measure a checkpoint, on all ranks.
@@ -188,12 +193,12 @@ def _check(options: EvaluateOptions, inputs: _Inputs) -> dict[str, int | None]:
     sizes: dict[str, int | None] = {}
     for name, corpus in inputs.sources.items():
         vocabulary.check_tokenizer(inputs.checkpoint, corpus.tokenizer)
-        sizes[name] = _bytes(corpus)
+        sizes[name] = _bytes(corpus, first=int(inputs.alone))
     return sizes
 
 
-def _bytes(corpus: Corpus) -> int | None:
-    """Bytes of the text of all documents, whose tokens are checked on the way."""
+def _bytes(corpus: Corpus, first: int) -> int | None:
+    """Bytes of all documents' text from their token ``first`` on; tokens are checked on the way."""
     tokenizer, size = corpus.tokenizer, 0
     table = tokenizer.token_bytes
     for documents in batched(range(len(corpus)), _DOCUMENTS):
@@ -206,7 +211,7 @@ def _bytes(corpus: Corpus) -> int | None:
                     "that the corpus was made with"
                 )
         if table is not None:
-            size += sum(int(table.lengths[body].sum()) for body in bodies)
+            size += sum(int(table.lengths[body[first:]].sum()) for body in bodies)
     return None if table is None else size
 
 
@@ -248,7 +253,7 @@ def _measure(options: EvaluateOptions, inputs: _Inputs, workspace: Path, ranks: 
     stride = options.stride or -(-context // 2)
     scorer = ranks.together(lambda: Scorer(inputs.checkpoint, options.engine(), ranks, vocab_size))
     for name in missing:
-        plan = Plan(inputs.sources[name], context, stride, options.batch_tokens)
+        plan = Plan(inputs.sources[name], context, stride, options.batch_tokens, inputs.alone)
         scratch = workspace / "scratch"
         ranks.on_first(partial(scratch.mkdir, exist_ok=True))
         ranks.together(partial(score, scorer, plan, scratch, ranks, f"evaluate {name}"))
@@ -291,11 +296,12 @@ def _finish(
     sources = {}
     for name, corpus in inputs.sources.items():
         total = float(open_npy(_column(stage.workspace, name, _LOSS)).sum())
-        loss, size = total / max(corpus.num_tokens, 1), sizes[name]
+        tokens = int(open_npy(_column(stage.workspace, name, _TOKENS)).sum())
+        loss, size = total / max(tokens, 1), sizes[name]
         sources[name] = {
             "prefix": str(corpus.prefixes[0]),
             "documents": len(corpus),
-            "tokens": corpus.num_tokens,
+            "tokens": tokens,
             "loss": loss,
             "perplexity": math.exp(loss),
             "bits_per_byte": total / math.log(2) / size if size else None,
@@ -303,6 +309,7 @@ def _finish(
     counts = {
         "checkpoint": options.load,
         "iteration": inputs.checkpoint.directory.name,
+        "documents_alone": inputs.alone,
         "sources": sources,
     }
     if options.tasks:

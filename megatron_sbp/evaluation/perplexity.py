@@ -38,15 +38,21 @@ class Plan:
         context: Most tokens that the model reads at once.
         stride: Tokens that every window after a document's first one scores.
         batch_tokens: Most tokens of a batch, padding included.
+        alone: Whether a document is read by itself, not after an end-of-document token.
     """
 
-    def __init__(self, corpus: Corpus, context: int, stride: int, batch_tokens: int):
+    def __init__(
+        self, corpus: Corpus, context: int, stride: int, batch_tokens: int, alone: bool
+    ):
         self.corpus, self.context = corpus, context
-        self.lengths = corpus.lengths_of(np.arange(len(corpus)))
-        """int64 [documents], tokens of each."""
-        self.begins = np.cumsum(self.lengths) - self.lengths
+        lengths = corpus.lengths_of(np.arange(len(corpus)))
+        self.begins = np.cumsum(lengths) - lengths
         """int64 [documents], tokens of all documents before each."""
-        self.windows = Windows.cut(self.lengths, context, stride)
+        self.given = int(alone)
+        """First tokens of every document that are not predicted."""
+        self.lengths = np.maximum(lengths - self.given, 0)
+        """int64 [documents], tokens of each that are scored."""
+        self.windows = Windows.cut(lengths, context, stride, self.given)
         self.batches = list(self.windows.batches(batch_tokens))
         """Numbers of windows, int64 [rows] each."""
 
@@ -204,12 +210,13 @@ def collect(plan: Plan, directory: Path, models: int, path: Path) -> np.ndarray:
         plan: What was read.
         directory: Where ``score`` wrote them.
         models: How many models there were.
-        path: Where to write them, float32 [tokens].
+        path: Where to write them, float32 [tokens], nan for a token that was given.
 
     Returns:
         float64 [documents], the sum of each.
     """
-    losses = create_npy(path, np.float32, int(plan.lengths.sum()))
+    losses = create_npy(path, np.float32, plan.corpus.num_tokens)
+    losses[:] = np.nan
     for number in range(models):
         given = np.memmap(directory / _file(number), np.float32, mode="r")
         begin = 0
@@ -219,7 +226,10 @@ def collect(plan: Plan, directory: Path, models: int, path: Path) -> np.ndarray:
             begin += len(places)
     losses.flush()
     sums, some = np.zeros(len(plan.lengths)), plan.lengths > 0
-    sums[some] = np.add.reduceat(losses, plan.begins[some], dtype=np.float64)
+    first = plan.begins[some] + plan.given
+    # From each first token to each end, and, not wanted, from there to the next first token.
+    bounds = np.stack([first, first + plan.lengths[some]], axis=1).ravel()[:-1]
+    sums[some] = np.add.reduceat(losses, bounds, dtype=np.float64)[::2]
     return sums
 
 

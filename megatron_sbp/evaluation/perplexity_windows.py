@@ -1,6 +1,7 @@
 """Documents cut into windows that a model can read, and windows put into batches.
 
-A document is read after one end-of-document token, so that its first token is predicted too. What
+A document is read after one end-of-document token, so that its first token is predicted too, or by
+itself, if that is how the model was trained: then its first token is given and not predicted. What
 is longer than the model's context is read in windows that overlap: each begins ``stride`` tokens
 after the one before it, and only what that one did not reach is scored.
 """
@@ -25,23 +26,25 @@ class Windows:
     """Of these the first ones that are not scored, as the window before it has them."""
 
     @classmethod
-    def cut(cls, lengths: np.ndarray, context: int, stride: int) -> "Windows":
-        """Windows that score every token of every document once.
+    def cut(cls, lengths: np.ndarray, context: int, stride: int, given: int) -> "Windows":
+        """Windows that score every token of every document once, but those that are given.
 
         Args:
             lengths: int64 [documents], tokens of each.
             context: Most tokens that a window predicts.
             stride: Tokens that a window after the first one scores, at most ``context``.
+            given: First tokens of every document that are not predicted.
         """
+        lengths = lengths - given
         further = np.maximum(0, -((context - lengths) // stride))
         counts = np.where(lengths > 0, 1 + further, 0)
         document = np.repeat(np.arange(len(lengths)), counts)
         number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
-        start = number * stride
+        start = given + number * stride
         return cls(
             document=document,
             start=start,
-            length=np.minimum(lengths[document] - start, context),
+            length=np.minimum(lengths[document] - number * stride, context),
             skip=np.where(number > 0, context - stride, 0),
         )
 

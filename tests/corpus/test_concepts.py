@@ -322,7 +322,9 @@ def test_splits_share_concepts_and_no_documents(options: MakeOptions) -> None:
 
 def test_the_floor_of_the_held_out_documents(options: MakeOptions) -> None:
     """Choices counted by hand; told values by the text of the training documents."""
-    found = floor(World.open(options.output), Path(options.output))
+    world = World.open(options.output)
+    found = floor(world, Path(options.output))
+    after_first = floor(world, Path(options.output), given=1)
     sentence = re.compile(r"(?:Its|The|People call the|Everybody knows the) (\w+)(?: \w+)* (\w+)\.")
 
     def statements(text: str) -> tuple[str, list[str]]:
@@ -341,6 +343,9 @@ def test_the_floor_of_the_held_out_documents(options: MakeOptions) -> None:
     for reader, values in (("all", 0), ("told", untold), ("none", 5)):
         wanted = choices + values * log(32)
         assert found[reader]["per_document"] == pytest.approx(wanted)
+        # The first token tells the style.
+        rest = (wanted - log(4)) * len(heldout) / (heldout.num_tokens - len(heldout))
+        assert after_first[reader]["per_token"] == pytest.approx(rest)
         assert found[reader]["per_token"] == pytest.approx(
             wanted * len(heldout) / heldout.num_tokens
         )

@@ -45,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
         "untie_embeddings_and_output_weights": False,
         "rotary_base": 500000,
         "layernorm_epsilon": 1e-6,
+        "dataloader_inter_document_masking": True,
     },
 }
 PARALLEL = {"qwen3": (2, 1), "llama": (1, 2)}

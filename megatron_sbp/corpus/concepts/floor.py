@@ -35,17 +35,25 @@ class Likelihood:
         """float64 [documents], nats of each."""
         return np.add.reduceat(self.nats, self.rows.starts[:-1])
 
-    def summary(self) -> dict[str, float]:
-        """Nats per token and per document, and per token of each kind."""
+    def summary(self, given: int = 0) -> dict[str, float]:
+        """Nats per token and per document, and per token of each kind.
+
+        Args:
+            given: First tokens of every document that do not count.
+        """
+        predicted = np.ones(len(self.nats), bool)
+        for place in range(given):
+            predicted[self.rows.starts[:-1] + place] = False
+        nats, kinds = self.nats[predicted], self.kinds[predicted]
         of_kind = {"structure": STRUCTURE, "name": NAME, "value": VALUE}
         means = {
-            f"per_{name}_token": float(self.nats[self.kinds == kind].mean())
+            f"per_{name}_token": float(nats[kinds == kind].mean())
             for name, kind in of_kind.items()
-            if (self.kinds == kind).any()
+            if (kinds == kind).any()
         }
         return {
-            "per_token": float(self.nats.mean()),
-            "per_document": float(self.nats.sum() / len(self.rows)),
+            "per_token": float(nats.mean()),
+            "per_document": float(nats.sum() / len(self.rows)),
         } | means
 
 

@@ -110,7 +110,11 @@ def _write(options: MakeOptions, world: World, workspace: Path) -> dict[str, Any
             "oracle_tokens": oracle.num_tokens,
             "oracle_prefix": ORACLE,
         }
-    return counts | {"floor": floor(world, workspace)}
+    return counts | {
+        "floor": floor(world, workspace),
+        # Of readers that are given the first token of every document.
+        "floor_after_first": floor(world, workspace, given=1),
+    }
 
 
 def _write_split(world: World, prefix: Path, first: int, each: int) -> int:
@@ -159,12 +163,13 @@ def _counts(world: World, directory: Path) -> dict[str, Any]:
     }
 
 
-def floor(world: World, directory: Path) -> dict[str, dict[str, float]]:
+def floor(world: World, directory: Path, given: int = 0) -> dict[str, dict[str, float]]:
     """Nats of the held-out documents to readers that know all, the told, or none of the values.
 
     Args:
         world: The concepts.
         directory: With the prefixes.
+        given: First tokens of every document that are not predicted.
 
     Returns:
         For each reader ``Likelihood.summary``.
@@ -177,7 +182,9 @@ def floor(world: World, directory: Path) -> dict[str, dict[str, float]]:
         "told": told(world, concepts_of(real), read_documents(world, real)),
         "none": ~every,
     }
-    return {name: likelihood(world, heldout, known).summary() for name, known in readers.items()}
+    return {
+        name: likelihood(world, heldout, known).summary(given) for name, known in readers.items()
+    }
 
 
 def _summarise(directory: Path, manifest: Manifest) -> None:
