@@ -5,6 +5,8 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,16 @@ def run_command(*command: str | Path, ranks: int = 1) -> subprocess.CompletedPro
         timeout=600,
         check=False,
     )
+
+
+@contextmanager
+def flipped(path: Path) -> Iterator[None]:
+    """A file with its last bit flipped, as a disk that fails may do it."""
+    content, status = path.read_bytes(), path.stat()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    yield
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def torchrun(*command: object, processes: int = 2) -> None:

@@ -6,9 +6,11 @@ A shard depends on nothing but its documents, so the result is the same for any 
 worker processes, and an interrupted run continues with the shards that are missing.
 """
 
+import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
@@ -24,7 +26,14 @@ from megatron_sbp.embedding.pool import encode_pieces
 from megatron_sbp.embedding.shards import shard_name
 from megatron_sbp.embedding.transformer import TransformerSpec
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import Manifest, Stage, atomic_write, peak_memory_bytes
+from megatron_sbp.manifest import (
+    Manifest,
+    Stage,
+    atomic_write,
+    check_seal,
+    peak_memory_bytes,
+    seal,
+)
 from megatron_sbp.npy import open_npy, save_npy
 from megatron_sbp.ranks import Ranks
 
@@ -42,13 +51,36 @@ class Shard:
     documents: range
 
     @property
-    def cut_path(self) -> Path:
-        """Beside the file while the stage is at work: how many of its documents were cut."""
-        return self.path.with_suffix(".cut")
+    def record_path(self) -> Path:
+        """Beside the file while the stage is at work: how many of its documents were cut, and the
+        checksum of both.
+        """
+        return self.path.with_suffix(".json")
 
     def exists(self) -> bool:
         """Whether it was written."""
-        return self.path.exists() and self.cut_path.exists()
+        return self.path.exists() and self.record_path.exists()
+
+    def cut(self) -> int:
+        """How many of its documents were cut."""
+        return int(json.loads(self.record_path.read_text())["cut"])
+
+    def check(self) -> None:
+        """Read both files.
+
+        Raises:
+            InputError: If they are not as they were written.
+        """
+        try:
+            record = json.loads(self.record_path.read_text())
+            same = record["crc32"] == _checksum(self.path, record["cut"])
+        except (ValueError, TypeError, KeyError):
+            same = False
+        if not same:
+            raise InputError(
+                f"{self.path}: it or {self.record_path.name} is damaged; remove both, and the same "
+                "command makes them again"
+            )
 
     def pieces(self) -> Iterator[range]:
         """Its documents, as they are encoded."""
@@ -57,10 +89,15 @@ class Shard:
 
     def write(self, vectors: np.ndarray, cut: int) -> None:
         """Write both files, each whole or not at all."""
-        with atomic_write(self.cut_path) as temporary:
-            temporary.write_text(str(cut))
         with atomic_write(self.path) as temporary:
             save_npy(temporary, vectors)
+            record = {"cut": cut, "crc32": _checksum(temporary, cut)}
+            with atomic_write(self.record_path) as temporary_record:
+                temporary_record.write_text(json.dumps(record))
+
+
+def _checksum(path: Path, cut: int) -> int:
+    return zlib.crc32(str(cut).encode(), zlib.crc32(np.memmap(path, np.uint8, "r")))
 
 
 def embed(options: EmbedOptions, ranks: Ranks | None = None) -> Manifest:
@@ -84,6 +121,8 @@ def embed(options: EmbedOptions, ranks: Ranks | None = None) -> Manifest:
         if workspace is not None:
             shards = _shards(workspace, len(corpus), options.documents_per_shard)
             missing = ranks.share([shard for shard in shards if not shard.exists()])
+            left = sorted({*shards} - {*missing}, key=lambda shard: shard.path)
+            ranks.together(lambda: _check(left[ranks.rank :: ranks.size]))
             ranks.on_first(lambda: _prepare(spec, corpus, workspace, missing, ranks.size))
             share = missing[ranks.rank :: ranks.size]
             ranks.together(lambda: _write(options, spec, corpus, share, stage, ranks))
@@ -145,6 +184,12 @@ def _shards(workspace: Path, documents: int, per_shard: int) -> list[Shard]:
     ]
 
 
+def _check(shards: Sequence[Shard]) -> None:
+    """Read what an interrupted run has left."""
+    for shard in shards:
+        shard.check()
+
+
 def _prepare(
     spec: EncoderSpec, corpus: Corpus, workspace: Path, missing: list[Shard], ranks: int
 ) -> None:
@@ -156,12 +201,15 @@ def _prepare(
             file=sys.stderr,
         )
     directory = workspace / _PREPARED
-    if missing and not directory.exists():
+    if missing and directory.exists():
+        check_seal(directory)
+    elif missing:
         partial = workspace / f"{_PREPARED}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
             spec.prepare(corpus, partial)
+            seal(partial)
             partial.rename(directory)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -211,10 +259,10 @@ def _default_workers(spec: EncoderSpec, ranks: Ranks) -> int:
 
 def _finish(stage: Stage, corpus: Corpus, shards: list[Shard], peak_memory: int) -> None:
     """Count, remove what was needed on the way, complete the output."""
-    cut = sum(int(shard.cut_path.read_text()) for shard in shards)
+    cut = sum(shard.cut() for shard in shards)
     dimensions = open_npy(shards[0].path).shape[1]
     for shard in shards:
-        shard.cut_path.unlink()
+        shard.record_path.unlink()
     shutil.rmtree(stage.workspace / _PREPARED, ignore_errors=True)
     stage.finish(
         counts={

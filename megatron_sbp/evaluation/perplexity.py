@@ -41,9 +41,7 @@ class Plan:
         alone: Whether a document is read by itself, not after an end-of-document token.
     """
 
-    def __init__(
-        self, corpus: Corpus, context: int, stride: int, batch_tokens: int, alone: bool
-    ):
+    def __init__(self, corpus: Corpus, context: int, stride: int, batch_tokens: int, alone: bool):
         self.corpus, self.context = corpus, context
         lengths = corpus.lengths_of(np.arange(len(corpus)))
         self.begins = np.cumsum(lengths) - lengths

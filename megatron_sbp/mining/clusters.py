@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megatron_sbp.embedding.shards import Embeddings
-from megatron_sbp.mining.arrays import save_array
+from megatron_sbp.mining.arrays import map_arrays, save_arrays
 from megatron_sbp.mining.best import Best
 from megatron_sbp.mining.centroids import assign
 from megatron_sbp.mining.findings import Found
@@ -28,7 +28,6 @@ from megatron_sbp.mining.pairs import Pairs
 from megatron_sbp.mining.products import Products
 from megatron_sbp.mining.recall import Recall, estimate
 from megatron_sbp.mining.window import Window
-from megatron_sbp.npy import open_npy
 
 if TYPE_CHECKING:
     import torch
@@ -66,10 +65,13 @@ class Assignments:
         self._directory, self._blocks = directory, blocks
         self._starts = np.array([start for start, _ in blocks])
         # Opening a file takes longer than reading what a small cluster needs of it.
-        self._open = lru_cache(maxsize=_OPEN_FILES)(lambda block: open_npy(self._path(block)))
+        self._open = lru_cache(maxsize=_OPEN_FILES)(self._map)
 
     def _path(self, block: int) -> Path:
-        return self._directory / f"{block:06}.npy"
+        return self._directory / f"{block:06}.arrays"
+
+    def _map(self, block: int) -> np.ndarray:
+        return map_arrays(self._path(block))[0]["nearest"]
 
     def missing(self) -> list[int]:
         """Blocks that are not assigned yet."""
@@ -81,7 +83,7 @@ class Assignments:
         """Assign the documents of a block, float16 [n, d]."""
         nearest = assign(rows, centroids, min(MOST_PROBES, len(centroids)), device)
         self._directory.mkdir(exist_ok=True)
-        save_array(self._path(block), nearest)
+        save_arrays(self._path(block), {"nearest": nearest}, {})
 
     def __getitem__(self, block: int) -> np.ndarray:
         """Nearest clusters of the documents of a block, int32 [n, clusters per document]."""

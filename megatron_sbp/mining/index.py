@@ -1,5 +1,6 @@
 """Search through any FAISS index: what it finds is scored exactly, what it misses is missing."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ import numpy as np
 
 from megatron_sbp.embedding.shards import Embeddings
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import atomic_write
+from megatron_sbp.manifest import seal
 from megatron_sbp.mining.findings import Found
 from megatron_sbp.mining.layout import Block
 from megatron_sbp.mining.window import Window, scored
 
+INDEX = "index"
+"""Directory of the index, among what a job keeps."""
+_FILENAME = "index.faiss"
 _TRAIN_ROWS = 262_144  # Sample that an index is trained on.
 _PIECE = 4096  # Documents searched or added at a time.
 _GPU_NEIGHBORS = 2048  # Longest list that FAISS returns on a GPU.
@@ -26,7 +30,7 @@ class IndexSearch:
         embeddings: Every document's.
         window: Which neighbours are wanted.
         blocks: The corpus, cut.
-        path: The index; see ``build_index``.
+        directory: That of the index; see ``build_index``.
         parameters: Of FAISS's ParameterSpace, such as ``nprobe=16``; may be empty.
         gpus: CUDA devices to search on, 0 for the CPU.
 
@@ -40,14 +44,14 @@ class IndexSearch:
         embeddings: Embeddings,
         window: Window,
         blocks: Sequence[Block],
-        path: Path,
+        directory: Path,
         parameters: str,
         gpus: int = 0,
     ):
         import faiss
 
         self._embeddings, self._window, self._blocks = embeddings, window, blocks
-        index = faiss.read_index(str(path))
+        index = faiss.read_index(str(directory / _FILENAME))
         spare = 1 if _holds_vectors(index, embeddings.dimensions) else _SPARE
         self._wanted = min(spare * window.depth + 1, len(embeddings))
         if gpus:
@@ -99,14 +103,14 @@ def check_gpu_lists(depth: int) -> None:
 
 
 def build_index(
-    embeddings: Embeddings, factory: str, path: Path, *, seed: int, memory: int
+    embeddings: Embeddings, factory: str, directory: Path, *, seed: int, memory: int
 ) -> None:
-    """Train a FAISS index on a sample, add every document, and save it.
+    """Train a FAISS index on a sample, add every document, and save it with its checksum.
 
     Args:
         embeddings: Every document's; the index holds them in memory in its own encoding.
         factory: String for ``faiss.index_factory``, such as ``IVF256,Flat``.
-        path: Where to save.
+        directory: Where to save, made whole or not at all.
         seed: Of the sample.
         memory: Bytes that the index may take.
 
@@ -127,8 +131,12 @@ def build_index(
             index.add(embeddings.rows(first, last).astype(np.float32))
     except RuntimeError as error:
         raise _refused(factory, error) from None
-    with atomic_write(path) as temporary:
-        faiss.write_index(index, str(temporary))
+    partial = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    faiss.write_index(index, str(partial / _FILENAME))
+    seal(partial)
+    partial.rename(directory)
 
 
 def _check_memory(index: Any, documents: int, memory: int, factory: str) -> None:

@@ -24,10 +24,12 @@ from megatron_sbp.cli import Progress
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.embedding.shards import Embeddings, check_corpus
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import Manifest, Stage, fingerprint, peak_memory_bytes
+from megatron_sbp.manifest import Manifest, Stage, check_seal, fingerprint, peak_memory_bytes
 from megatron_sbp.mining import recall
+from megatron_sbp.mining.arrays import check_arrays
 from megatron_sbp.mining.filters import PairFilters
 from megatron_sbp.mining.findings import Findings, map_pairs, save_pairs
+from megatron_sbp.mining.index import INDEX
 from megatron_sbp.mining.layout import Block, Layout, cut, shares
 from megatron_sbp.mining.options import MineOptions
 from megatron_sbp.mining.pairs import Pairs, PairStore
@@ -138,6 +140,7 @@ def mine(options: MineOptions, ranks: Ranks) -> Manifest:
         if scratch is not None:
             job = _Job(options, inputs, layout, scratch, ranks)
             ranks.on_first(job.remove_other_blocks)
+            job.check_left()
             counts = job.run()
             if not counts["pairs"]:
                 ranks.on_first(lambda: shutil.rmtree(scratch))  # Other options will be tried next.
@@ -178,6 +181,23 @@ class _Job:
                 shutil.rmtree(other)
         self._scratch.mkdir(exist_ok=True)
 
+    def check_left(self) -> None:
+        """Read what an interrupted run has left.
+
+        Raises:
+            InputError: If a file is not as it was written.
+        """
+        left = self._found(lambda: sorted(self._scratch.rglob("*.arrays")))
+        own = left[self._ranks.rank :: self._ranks.size]
+
+        def check() -> None:
+            for path in own:
+                check_arrays(path)
+
+        self._ranks.together(check)
+        index = self._scratch / INDEX
+        self._ranks.on_first(lambda: check_seal(index) if index.exists() else None)
+
     def run(self) -> dict[str, Any]:
         """Do what is not done yet; return the counts for the manifest."""
         from threadpoolctl import threadpool_limits
@@ -215,7 +235,7 @@ class _Job:
 
     def _search(self, search: Search, findings: Findings) -> float:
         """Do the units that have no file; return the largest share of work over the mean."""
-        missing = self._missing(findings.missing)
+        missing = self._found(findings.missing)
         if not missing:
             return 1.0
         if search.dealt is None:
@@ -233,8 +253,8 @@ class _Job:
         for unit, result in self._shown("search", found, len(units), "units"):
             findings.save(unit, result)
 
-    def _missing(self, look: Callable[[], list[int]]) -> list[int]:
-        """What rank 0 finds missing, on every rank."""
+    def _found[T](self, look: Callable[[], list[T]]) -> list[T]:
+        """What rank 0 finds in the scratch directory, on every rank."""
         return self._ranks.share(self._ranks.on_first(look)) or []
 
     def _shown[T](self, title: str, work: Iterator[T], total: int, unit: str) -> Iterator[T]:
@@ -250,7 +270,7 @@ class _Job:
 
     def _filter(self, search: Search, findings: Findings, window: Window) -> None:
         """Make the parts that are missing."""
-        missing = self._missing(self._parts.missing)
+        missing = self._found(self._parts.missing)
         own = missing[self._ranks.rank :: self._ranks.size]
         filters = None if self._inputs.pairs else PairFilters(self._options, self._inputs.corpus)
 

@@ -10,11 +10,11 @@ import numpy as np
 from megatron_sbp.embedding.shards import Embeddings
 from megatron_sbp.errors import InputError, require
 from megatron_sbp.mining import centroids, clusters, recall
-from megatron_sbp.mining.arrays import save_array
+from megatron_sbp.mining.arrays import map_arrays, save_arrays
 from megatron_sbp.mining.control import RandomSearch
 from megatron_sbp.mining.exact import ExactSearch, Triangle
 from megatron_sbp.mining.findings import Found, map_pairs, save_pairs
-from megatron_sbp.mining.index import IndexSearch, build_index, check_gpu_lists
+from megatron_sbp.mining.index import INDEX, IndexSearch, build_index, check_gpu_lists
 from megatron_sbp.mining.layout import Block, Layout, Unit, shares
 from megatron_sbp.mining.loading import Loader, open_loader
 from megatron_sbp.mining.options import MineOptions
@@ -22,7 +22,6 @@ from megatron_sbp.mining.pairs import Pairs, PairStore
 from megatron_sbp.mining.products import Products, fastest, usable_device
 from megatron_sbp.mining.ring import RingSearch, SpreadEmbeddings
 from megatron_sbp.mining.window import Window
-from megatron_sbp.npy import open_npy
 from megatron_sbp.ranks import Ranks
 
 
@@ -144,7 +143,7 @@ class Preparation:
         )
 
     def _index(self) -> Search:
-        options, path = self._options, self._scratch / "index.faiss"
+        options, path = self._options, self._scratch / INDEX
         gpus = self._gpus()
         if gpus:
             self._ranks.together(lambda: check_gpu_lists(self.window.depth))
@@ -226,14 +225,14 @@ class Preparation:
         )
 
     def _centroids(self) -> np.ndarray:
-        path = self._scratch / "centroids.npy"
+        path = self._scratch / "centroids.arrays"
         if not self._ranks.share(path.exists()):
             number = self._ranks.together(self._number_of_clusters)
             made = centroids.train(
                 self._embeddings, number, self._options.seed, self._ranks, self._products.device
             )
-            self._ranks.on_first(lambda: save_array(path, made))
-        return np.array(open_npy(path))
+            self._ranks.on_first(lambda: save_arrays(path, {"centroids": made}, {}))
+        return np.array(map_arrays(path)[0]["centroids"])
 
     def _number_of_clusters(self) -> int:
         documents, wanted = len(self._embeddings), self._options.clusters

@@ -16,7 +16,7 @@ from megatron_sbp.embedding.options import EmbedOptions
 from megatron_sbp.embedding.shards import Embeddings
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, flipped, run_command
 from tests.embedding.test_huggingface import reference
 from tests.test_ranks import TORCHRUN
 
@@ -131,6 +131,10 @@ def test_killed_and_started_again_gives_the_same_bytes(
         process.kill()
     done = {path: path.stat().st_mtime_ns for path in workspace.glob("embeddings-*.npy")}
     assert done and not output.exists(), "not killed in the middle"
+    for piece in (min(done), next((workspace / "encoder").glob("*.np*"))):
+        with flipped(piece):
+            refused = run_command(*flags(words_corpus, output, *others))
+            assert refused.returncode == 2 and f"error: {piece}: " in refused.stderr
     resumed = run_command(*flags(words_corpus, output, *others), ranks=2)
     assert resumed.returncode == 0, resumed.stderr
     assert contents(output) == contents(whole)

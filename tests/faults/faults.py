@@ -198,11 +198,6 @@ def memory_full(trial: Trial) -> str:
     return f"{outcome}; {SAME}"
 
 
-def _checks_pieces(command: Command) -> bool:
-    """Whether what it has left is of no use to it, or has checksums that it compares."""
-    return not command.name.startswith(("embed", "mine"))
-
-
 FAULTS = [
     Fault(name="killed at a change of a file", strike=killed_at_changes, long=5,
           short=("preprocess",)),
@@ -218,7 +213,7 @@ FAULTS = [
     Fault(name="a piece of a killed run truncated", strike=partial(piece_damaged, how="truncate"),
           long=1),
     Fault(name="a bit of a piece of a killed run flipped",
-          strike=partial(piece_damaged, how="flip"), long=1, holds=_checks_pieces),
+          strike=partial(piece_damaged, how="flip"), long=1),
     Fault(name="a bit of an output flipped on the disk", strike=silently_flipped, long=2,
           short=("preprocess",), holds=lambda command: command.ranks == 1),
     Fault(name="clock jumps", strike=clock_jumps, long=1, short=("mine",)),

@@ -17,7 +17,7 @@ from megatron_sbp.mining.mine import mine
 from megatron_sbp.mining.options import MineOptions
 from megatron_sbp.mining.pairs import COLUMNS, PairStore
 from megatron_sbp.ranks import Ranks
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, flipped, run_command
 from tests.mining.vectors import brute_force, clustered, write_shards
 
 SEED = 23
@@ -152,6 +152,10 @@ def test_killed_and_started_again_gives_the_same_bytes(
         process.kill()
     assert any(scratch.glob("*/found/**/0*.arrays")), "not killed in the middle"
     assert not (tmp_path / "p").exists(), "not killed in the middle"
+    piece = next(scratch.glob("*/found/**/0*.arrays"))
+    with flipped(piece):
+        refused = run_command(*flags, "--output", tmp_path / "p")
+        assert refused.returncode == 2 and f"error: {piece}: is damaged" in refused.stderr
     resumed = run_command(*flags, "--output", tmp_path / "p", ranks=2)
     assert resumed.returncode == 0, resumed.stderr
     assert columns(tmp_path / "p") == columns(tmp_path / "whole")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from megatron_sbp.corpus.documents import Corpus
-from tests.training.runs import data, pretrain, printed
+from tests.training.forked import pretrain
+from tests.training.runs import data, printed
 
 STEPS = 20
 TP, PP, CP = (
