@@ -23,7 +23,8 @@ from megatron_sbp.synthesis.store import SyntheticCorpus, column_path
 from megatron_sbp.training.pairs.packing import Layout, best_fit
 from tests.evaluation.boxes import write_run
 from tests.hostile.fuzz import cheap
-from tests.training.runs import data, pretrain
+from tests.training.forked import pretrain
+from tests.training.runs import data
 
 ROWS = 2**32 + 10  # Of a pair store: 86 GB that no disk has to hold.
 FIRST = 2**31 + 5  # Id of the first document that has pairs of its own.

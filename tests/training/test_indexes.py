@@ -7,7 +7,8 @@ import pytest
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.training.indexes import build
-from tests.training.runs import SMALL, data, pretrain
+from tests.training.forked import pretrain
+from tests.training.runs import SMALL, data
 
 ITERATIONS = ("--train-iters", "3")
 

@@ -9,7 +9,8 @@ import pytest
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.manifest import Manifest
 from tests.conftest import run_command
-from tests.training.runs import data, pretrain, series
+from tests.training.forked import pretrain
+from tests.training.runs import data, series
 
 STEPS = 20
 

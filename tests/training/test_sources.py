@@ -20,7 +20,8 @@ from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
 from megatron_sbp.training.ledger import differences, ledger
 from megatron_sbp.training.sources import announce, planned, set_weights
-from tests.training.runs import data, pretrain
+from tests.training.forked import pretrain
+from tests.training.runs import data
 
 LENGTH = 16
 SEED = random.randrange(1 << 30)
