@@ -128,7 +128,7 @@ class Boxes:
         if self._concepts is None:
             return None
         _, _, run = next(iter(self._experiment.runs()))
-        alone = Manifest.read(self._root / evaluation_of(run)).counts["documents_alone"]
+        alone = Manifest.read(self._root / evaluation_of(run)).counts.get("documents_alone")
         counts = Manifest.read(self._concepts).counts
         floor: dict[str, Any] = counts["floor_after_first" if alone else "floor"]
         return floor

@@ -225,8 +225,9 @@ def collect(plan: Plan, directory: Path, models: int, path: Path) -> np.ndarray:
     losses.flush()
     sums, some = np.zeros(len(plan.lengths)), plan.lengths > 0
     first = plan.begins[some] + plan.given
-    # From each first token to each end, and, not wanted, from there to the next first token.
-    bounds = np.stack([first, first + plan.lengths[some]], axis=1).ravel()[:-1]
+    # From each first token to its end, and, not wanted, from there to the next first token.
+    bounds = np.stack([first, first + plan.lengths[some]], axis=1).ravel()
+    bounds = bounds[bounds < len(losses)]
     sums[some] = np.add.reduceat(losses, bounds, dtype=np.float64)[::2]
     return sums
 

@@ -48,7 +48,7 @@ def mixed(words_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pat
     texts = words_corpus.texts(range(len(words_corpus)))
     tokenizer = tokenizers.train(texts, 500, directory / "trained")
     source = np.random.default_rng(4)
-    lengths = [0, 1, CONTEXT - 1, CONTEXT, CONTEXT + 1, 3 * CONTEXT, *source.integers(2, 90, 20)]
+    lengths = [0, 1, CONTEXT - 1, CONTEXT, CONTEXT + 1, 3 * CONTEXT, *source.integers(2, 90, 20), 1]
     documents = [
         [*source.integers(3, 500, max(0, length - 1)), tokenizer.eod][:length] for length in lengths
     ]
