@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_sbp import cli
 from megatron_sbp.corpus.concepts.difficulty import Difficulty
-from megatron_sbp.corpus.concepts.floor import likelihood
+from megatron_sbp.corpus.concepts.floor import Likelihood, likelihood
 from megatron_sbp.corpus.concepts.truth import concept_path, concepts_of, read_documents, told
 from megatron_sbp.corpus.concepts.vocabulary import save_tokenizer
 from megatron_sbp.corpus.concepts.world import World
@@ -110,10 +110,11 @@ def _write(options: MakeOptions, world: World, workspace: Path) -> dict[str, Any
             "oracle_tokens": oracle.num_tokens,
             "oracle_prefix": ORACLE,
         }
+    readers = floor(world, workspace)
     return counts | {
-        "floor": floor(world, workspace),
+        "floor": {name: reader.summary() for name, reader in readers.items()},
         # Of readers that are given the first token of every document.
-        "floor_after_first": floor(world, workspace, given=1),
+        "floor_after_first": {name: reader.summary(given=1) for name, reader in readers.items()},
     }
 
 
@@ -163,16 +164,12 @@ def _counts(world: World, directory: Path) -> dict[str, Any]:
     }
 
 
-def floor(world: World, directory: Path, given: int = 0) -> dict[str, dict[str, float]]:
-    """Nats of the held-out documents to readers that know all, the told, or none of the values.
+def floor(world: World, directory: Path) -> dict[str, Likelihood]:
+    """The held-out documents to readers that know all, the told, or none of the values.
 
     Args:
         world: The concepts.
         directory: With the prefixes.
-        given: First tokens of every document that are not predicted.
-
-    Returns:
-        For each reader ``Likelihood.summary``.
     """
     real = Corpus([directory / REAL])
     heldout = read_documents(world, Corpus([directory / HELDOUT]))
@@ -182,9 +179,7 @@ def floor(world: World, directory: Path, given: int = 0) -> dict[str, dict[str, 
         "told": told(world, concepts_of(real), read_documents(world, real)),
         "none": ~every,
     }
-    return {
-        name: likelihood(world, heldout, known).summary(given) for name, known in readers.items()
-    }
+    return {name: likelihood(world, heldout, known) for name, known in readers.items()}
 
 
 def _summarise(directory: Path, manifest: Manifest) -> None:
