@@ -38,7 +38,6 @@ FILENAME = "manifest.json"
 FORMAT = "megatron_sbp manifest 1"
 _CHECKSUM = "sha256"
 _LOCK = ".lock"
-_SEAL = "checksums.json"
 _CURE = "remove the directory and run its stage again"
 _PACKAGES = ("megatron-core", "torch", "transformers", "tokenizers", "numpy", "faiss-cpu", "mpi4py")
 
@@ -199,31 +198,6 @@ def fingerprint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: {error.strerror}; check the path") from None
     _refuse_changed(path, recorded or found, found)
     return found
-
-
-def seal(directory: Path) -> None:
-    """Keep the checksums of all files of a directory in it, for a run that is continued."""
-    found = {
-        str(path.relative_to(directory)): _read_fingerprint(path)
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-    (directory / _SEAL).write_text(json.dumps(found))
-
-
-def check_seal(directory: Path) -> None:
-    """Compare the files of a directory with the checksums that ``seal`` has kept.
-
-    Raises:
-        InputError: If one differs or cannot be read.
-    """
-    cure = f"remove {directory}, and the same command makes it again"
-    try:
-        for name, entry in json.loads((directory / _SEAL).read_text()).items():
-            if _read_fingerprint(directory / name) != entry:
-                raise InputError(f"{directory / name}: is damaged (its checksum differs); {cure}")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{directory / _SEAL}: is damaged ({error}); {cure}") from None
 
 
 def _read_fingerprint(path: Path) -> dict[str, Any]:

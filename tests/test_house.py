@@ -14,7 +14,7 @@ PACKAGE = ROOT / "megatron_sbp"
 
 # A room imports only rooms before it, so that the flow of the stages is one way.
 ROOMS = [
-    "errors files lifeline npy cli manifest metrics torchrun ranks",
+    "errors files lifeline npy cli manifest sealed metrics torchrun ranks",
     "corpus",
     "models",
     "embedding",

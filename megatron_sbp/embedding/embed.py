@@ -26,16 +26,10 @@ from megatron_sbp.embedding.pool import encode_pieces
 from megatron_sbp.embedding.shards import shard_name
 from megatron_sbp.embedding.transformer import TransformerSpec
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import (
-    Manifest,
-    Stage,
-    atomic_write,
-    check_seal,
-    peak_memory_bytes,
-    seal,
-)
+from megatron_sbp.manifest import Manifest, Stage, atomic_write, peak_memory_bytes
 from megatron_sbp.npy import open_npy, save_npy
 from megatron_sbp.ranks import Ranks
+from megatron_sbp.sealed import check_seal, sealed_directory
 
 # Documents encoded as one piece. Batches of similar length are formed within a piece, so this
 # decides the rounding of every vector and must not depend on machine or options.
@@ -204,15 +198,8 @@ def _prepare(
     if missing and directory.exists():
         check_seal(directory)
     elif missing:
-        partial = workspace / f"{_PREPARED}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
+        with sealed_directory(directory) as partial:
             spec.prepare(corpus, partial)
-            seal(partial)
-            partial.rename(directory)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(

@@ -1,6 +1,5 @@
 """Search through any FAISS index: what it finds is scored exactly, what it misses is missing."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,10 @@ import numpy as np
 
 from megatron_sbp.embedding.shards import Embeddings
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import seal
 from megatron_sbp.mining.findings import Found
 from megatron_sbp.mining.layout import Block
 from megatron_sbp.mining.window import Window, scored
+from megatron_sbp.sealed import sealed_directory
 
 INDEX = "index"
 """Directory of the index, among what a job keeps."""
@@ -131,12 +130,8 @@ def build_index(
             index.add(embeddings.rows(first, last).astype(np.float32))
     except RuntimeError as error:
         raise _refused(factory, error) from None
-    partial = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    faiss.write_index(index, str(partial / _FILENAME))
-    seal(partial)
-    partial.rename(directory)
+    with sealed_directory(directory) as partial:
+        faiss.write_index(index, str(partial / _FILENAME))
 
 
 def _check_memory(index: Any, documents: int, memory: int, factory: str) -> None:

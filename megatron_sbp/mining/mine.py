@@ -24,7 +24,7 @@ from megatron_sbp.cli import Progress
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.embedding.shards import Embeddings, check_corpus
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import Manifest, Stage, check_seal, fingerprint, peak_memory_bytes
+from megatron_sbp.manifest import Manifest, Stage, fingerprint, peak_memory_bytes
 from megatron_sbp.mining import recall
 from megatron_sbp.mining.arrays import check_arrays
 from megatron_sbp.mining.filters import PairFilters
@@ -40,6 +40,7 @@ from megatron_sbp.mining.search import Preparation, Search
 from megatron_sbp.mining.settle import Settled, settle
 from megatron_sbp.mining.window import Window
 from megatron_sbp.ranks import Ranks
+from megatron_sbp.sealed import check_seal
 
 
 @dataclass(slots=True, eq=False)
