@@ -2,15 +2,17 @@
 
     python -m benchmarks.stages --output DIR
 
-Every point is a whole loop of ``tools/quickstart.py``, a recipe whose size varies; each uses all
-cores of this machine. Non-negative least squares over all of them give, for every stage, the
-seconds of a core for one of each kind of work that megatron_sbp/planning/work.py counts; errors are
-relative. DIR gets the loops, from which an interrupted run continues, and rates.json; --publish
+Every point is a whole loop of ``tools/quickstart.py``, a recipe whose size varies, or a corpus for
+the encoder without a model; each uses all cores of this machine. Non-negative least squares over
+all of them give, for every stage, the seconds of a core for one of each kind of work that
+megatron_sbp/planning/work.py counts; errors are relative. One loop more is not fitted to, for
+comparison. DIR gets the loops, from which an interrupted run continues, and rates.json; --publish
 writes the rates to where ``tools/plan.py`` reads them.
 """
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,14 +25,15 @@ import yaml
 from benchmarks import fitting
 from benchmarks import rates as machine_rates
 from megatron_sbp import cli
+from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import atomic_write
+from megatron_sbp.manifest import Manifest, atomic_write
 from megatron_sbp.planning import rates
 from megatron_sbp.planning.measured import Measured
 from megatron_sbp.planning.plan import Plan, PlanOptions
-from megatron_sbp.planning.work import Work
+from megatron_sbp.planning.work import Text, Work, embed
 
-_QUICKSTART = Path(__file__).parents[1] / "tools" / "quickstart.py"
+_TOOLS = Path(__file__).parents[1] / "tools"
 
 
 def _point(documents: int, width: int, layers: int, sequence: int, **other: int) -> dict[str, Any]:
@@ -63,6 +66,8 @@ def _point(documents: int, width: int, layers: int, sequence: int, **other: int)
     }
 
 
+CHECK = "check"
+"""The point that the rates are not fitted to."""
 POINTS = {
     "small": _point(500, 64, 2, 256),
     "many": _point(1500, 64, 2, 256, oversampling=160),
@@ -71,7 +76,13 @@ POINTS = {
     "long": _point(700, 128, 2, 512),
     "words": _point(300, 64, 2, 256, vocabulary=8192, iterations=100),
     "large": _point(400, 256, 4, 512, iterations=20, oversampling=20),
+    # So long that what a stage needs to start does not count.
+    "quickstart": {"base": "quickstart"},
+    CHECK: _point(900, 96, 3, 384, iterations=60, oversampling=60),
 }
+
+CONCEPTS = {"concepts": 1_000, "more concepts": 10_000, "most concepts": 40_000}
+"""Corpora of five short documents for each of so many concepts."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -100,12 +111,22 @@ def run(options: Options) -> list[Job]:
         recipe.parent.mkdir(parents=True, exist_ok=True)
         recipe.write_text(yaml.safe_dump(sections))
         output = recipe.with_suffix("")
-        command = [sys.executable, str(_QUICKSTART), "--recipe", str(recipe), "--output"]
-        done = subprocess.run([*command, str(output)], stdout=sys.stderr, check=False)
-        if done.returncode:
-            raise InputError(f"the loop {name} failed with status {done.returncode}; see above")
-        jobs += _jobs(name, recipe, output)
+        _tool("quickstart", "--recipe", str(recipe), "--output", str(output))
+        jobs += [*_jobs(name, recipe, output), _lexical(name, output / "corpus", output)]
+    for name, concepts in CONCEPTS.items():
+        output = Path(options.output, name.replace(" ", "-"))
+        _tool("make_concepts", "--output", str(output / "corpus"), "--concepts", str(concepts),
+              "--name-tokens", "2", "--name-syllables", "900", "--oracle-factor", "0")  # fmt: skip
+        jobs.append(_lexical(name, output / "corpus", output))
     return jobs
+
+
+def _tool(name: str, *arguments: str) -> None:
+    """Run one of tools/."""
+    command = [sys.executable, str(_TOOLS / f"{name}.py"), *arguments]
+    done = subprocess.run(command, stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise InputError(f"{shlex.join(command)} ended with status {done.returncode}; see above")
 
 
 def _jobs(name: str, recipe: Path, output: Path) -> Iterator[Job]:
@@ -116,11 +137,11 @@ def _jobs(name: str, recipe: Path, output: Path) -> Iterator[Job]:
     )  # fmt: skip
     for planned in Plan(options, known={}).stages:
         work, seconds = planned.stage.work, measured.seconds[planned.stage.name]
-        if planned.kind == "mine":
+        if planned.stage.kind == "mine":
             # The search has rates of its own, from benchmarks.scaling.
             work, seconds = replace(work, products=0.0), seconds - planned.seconds
         yield Job(
-            kind=planned.kind,
+            kind=planned.stage.kind,
             work=work,
             devices=planned.devices,
             seconds=seconds,
@@ -128,11 +149,29 @@ def _jobs(name: str, recipe: Path, output: Path) -> Iterator[Job]:
         )
 
 
+def _lexical(name: str, corpus: Path, output: Path) -> Job:
+    """A corpus embedded without a model."""
+    prefix, box = str(corpus / "real"), str(output / "lexical")
+    _tool("embed_documents", "--corpus", prefix, "--encoder", "lexical", "--output", box)
+    text = Text.of(Corpus([prefix]))
+    stage = embed(text, None, limit=1 << 31, dimensions=256, per_shard=65536, learned=100_000)
+    return Job(
+        kind=stage.kind,
+        work=stage.work,
+        devices=len(os.sched_getaffinity(0)),
+        seconds=Manifest.read(box).seconds,
+        name=f"{name}: lexical",
+    )
+
+
 def main() -> None:
     options = cli.parse(Options, str(__doc__))
     jobs = run(options)
     fitted = {
-        kind: fitting.fit(Work, [job for job in jobs if job.kind == kind]) for kind in _kinds(jobs)
+        kind: fitting.fit(
+            Work, [job for job in jobs if job.kind == kind and not job.name.startswith(f"{CHECK}:")]
+        )
+        for kind in _kinds(jobs)
     }
     for job in jobs:
         says = fitted[job.kind].seconds(job)

@@ -18,12 +18,11 @@ from megatron_sbp.recipes.run import Run, RunOptions
 from megatron_sbp.recipes.shape import Shape
 
 _CPU = "cpu"
-_RUNS = ("repetition", "tune", "sbp")
 _VOCABULARY = 49152  # as in the recipes
 _PAIRS = 16.0  # of a document, where nothing says it
 _WIDTH = {"fp32": 4, "bf16": 2}
 # Where a recipe does not say: the commands' own.
-_HELDOUT_SHARE, _NEIGHBORS = 0.05, 32
+_HELDOUT_SHARE, _NEIGHBORS, _LEARNED = 0.05, 32, 100_000
 _MOST_AT_WORK = 512  # documents on a GPU; more are hardly faster and need longer to drain
 # Encoders that recipes name: shape, most tokens that they read by default, dimensions.
 _QWEN = Shape(layers=28, hidden=1024, ffn=3072, heads=16, groups=8, channels=128, vocabulary=151669)
@@ -91,8 +90,6 @@ class Planned:
     """A stage with its cost."""
 
     stage: Stage
-    kind: str
-    """Whose rates it has: embed, mine, train, synthesize or filter."""
     devices: int
     """GPUs, or cores, that it runs on."""
     seconds: float
@@ -160,10 +157,10 @@ class Plan:
         yield self._cost(self._train("sbp", "pretrain"))
 
     def _cost(self, stage: Stage) -> Planned:
-        kind = "train" if stage.name in _RUNS else stage.name
-        devices = self.cores if kind in rates.ON_CPU else self.devices
-        seconds = self.rates[kind].seconds(stage.work, devices) if kind in self.rates else math.nan
-        return Planned(stage=stage, kind=kind, devices=devices, seconds=seconds)
+        devices = self.cores if stage.kind in rates.ON_CPU else self.devices
+        rate = self.rates.get(stage.kind)
+        seconds = rate.seconds(stage.work, devices) if rate else math.nan
+        return Planned(stage=stage, devices=devices, seconds=seconds)
 
     def _embed(self) -> Stage:
         flags = self.run.flags("embed")
@@ -175,6 +172,7 @@ class Plan:
             limit=min(limit, int(flags.get("max-length", limit))),
             dimensions=int(flags.get("dimensions", dimensions) or dimensions),
             per_shard=int(flags.get("documents-per-shard", 65536)),
+            learned=int(flags.get("fit-documents", 0)) or _LEARNED,
         )
 
     def searches(self) -> dict[str, mining.Cost]:
@@ -207,6 +205,7 @@ class Plan:
             seconds += self.rates["mine"].seconds(filters, self.devices)
         stage = Stage(
             name="mine",
+            kind="mine",
             work=replace(filters, products=cost.work.products + cost.work.placing),
             flop=f"2 x {cost.work.tests:.3g} pairs compared x dimensions (docs/scaling.md)",
             read=cost.bytes_read,
@@ -214,7 +213,7 @@ class Plan:
             files=int(cost.work.units),
             memory=cost.memory,
         )
-        return Planned(stage=stage, kind="mine", devices=self.devices, seconds=seconds)
+        return Planned(stage=stage, devices=self.devices, seconds=seconds)
 
     def _train(self, name: str, section: str) -> Stage:
         flags = self.run.flags(section)
@@ -284,8 +283,9 @@ class Plan:
         known = rates.of_gpu(device, "bf16")
         hours = {}
         for planned in self.stages:
-            if planned.kind in known:
-                synthetic = planned.kind == "synthesize"
-                stage = self._synthesize(device) if synthetic else planned.stage
-                hours[stage.name] = stage.work.times(known[planned.kind].each) / 3600
+            stage = planned.stage
+            if stage.kind in known:
+                if stage.kind == "synthesize":
+                    stage = self._synthesize(device)
+                hours[stage.name] = stage.work.times(known[stage.kind].each) / 3600
         return hours

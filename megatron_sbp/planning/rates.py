@@ -1,4 +1,4 @@
-"""Seconds of one device for one of each kind of work, by stage."""
+"""Seconds of one device for one of each kind of work, by kind of stage."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from megatron_sbp.planning.work import Rates, Work
 PATH = Path(__file__).with_name("stage_rates.json")
 """A CPU and its rates for every stage; ``python -m benchmarks.stages --publish`` writes it."""
 
-ON_CPU = ("filter",)
-"""Stages that use no GPU where there is one."""
+ON_CPU = ("embed-lexical", "filter")
+"""Kinds of stages that use no GPU where there is one."""
 
 _START = 60.0  # seconds until all processes of a job on GPUs work, assumed
 

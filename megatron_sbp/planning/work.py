@@ -36,6 +36,8 @@ class Work(Amounts):
     """Tokens of text read."""
     documents: float = 0.0
     """Documents read."""
+    learned: float = not_shared()
+    """Tokens that one process learns an encoder from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +59,8 @@ class Stage:
     """One stage of a plan."""
 
     name: str
+    kind: str
+    """Whose rates it has: embed, embed-lexical, mine, train, synthesize or filter."""
     work: Work
     flop: str = ""
     """How the operations are counted, in words and numbers."""
@@ -108,7 +112,13 @@ class Text:
 
 
 def embed(
-    text: Text, encoder: Shape | None, *, limit: int, dimensions: int, per_shard: int
+    text: Text,
+    encoder: Shape | None,
+    *,
+    limit: int,
+    dimensions: int,
+    per_shard: int,
+    learned: int,
 ) -> Stage:
     """Documents into vectors.
 
@@ -118,18 +128,21 @@ def embed(
         limit: Most tokens that it reads of a document.
         dimensions: Numbers of a vector.
         per_shard: Documents of a file.
+        learned: Documents that an encoder without a model learns from, at most.
     """
     tokens = text.documents * text.cut(limit)
     each = encoder.forward_flop(text.cut(limit) / 2, output=False) if encoder else 0.0
     weights = encoder.parameters * _FLOAT16 if encoder else 0.0
-    layers = encoder.layers if encoder else 0
     return Stage(
         name="embed",
-        work=Work(
-            products=each * tokens,
-            numbers=tokens * layers * (10 * encoder.hidden + 3 * encoder.ffn) if encoder else 0.0,
+        kind="embed" if encoder else "embed-lexical",
+        # The products of a model explain its time alone; without one there are none.
+        work=Work(products=each * tokens)
+        if encoder
+        else Work(
             tokens=tokens,
             documents=text.documents,
+            learned=min(learned, text.documents) * text.cut(limit),
         ),
         flop=f"{tokens:.3g} tokens x {each:.3g} of one in the encoder",
         read=text.bytes,
@@ -180,6 +193,7 @@ def train(
     checkpoint = shape.parameters * (2 + 12)
     return Stage(
         name=name,
+        kind="train",
         work=Work(
             products=forward * passes,
             numbers=written_forward(shape) * passes,
@@ -229,6 +243,7 @@ def synthesize(
     weights, cache = shape.parameters * width, shape.cache_bytes(width)
     return Stage(
         name="synthesize",
+        kind="synthesize",
         work=Work(
             products=read * reading + drawn * drawing,
             traffic=drawn * (weights / batch + behind * cache),
@@ -250,6 +265,7 @@ def filter_synthetic(synthetic: Text, real: Text) -> Stage:
     tokens, documents = synthetic.tokens + real.tokens, synthetic.documents + real.documents
     return Stage(
         name="filter",
+        kind="filter",
         work=Work(tokens=tokens, documents=documents),
         flop=f"{tokens:.3g} tokens of {documents:.3g} documents read",
         read=synthetic.bytes + real.bytes,

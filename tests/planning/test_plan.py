@@ -107,7 +107,7 @@ def test_the_papers_runs_are_of_their_size() -> None:
 def test_time_falls_with_the_machines() -> None:
     few, many = (Plan(PlanOptions(nodes=nodes), NO_TIMES).stages for nodes in (8, 64))
     for one, other in zip(few, many, strict=True):
-        if one.kind in ("train", "synthesize"):
+        if one.stage.kind in ("train", "synthesize"):
             assert (one.seconds - 60) / (other.seconds - 60) == pytest.approx(8, rel=0.01)
 
 
