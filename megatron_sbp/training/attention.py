@@ -9,6 +9,7 @@ what the CPU platform runs; with Transformer Engine the same batches go through 
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -123,14 +124,18 @@ class ScaledDotProductAttention(torch.nn.Module):
 
         What fills a segment up stands after it, where causal attention does not look.
         """
+        shape = (len(lengths), max(lengths))
+        places = _places(tuple(lengths)).to(query.device)
+        # Not pad_sequence: the gradient of each segment that it writes is as long as all of them.
         padded = (
-            torch.nn.utils.rnn.pad_sequence(tensor.squeeze(1).split(lengths))
+            tensor.new_zeros(math.prod(shape), *tensor.shape[2:])
+            .index_copy(0, places, tensor.squeeze(1))
+            .unflatten(0, shape)
+            .transpose(0, 1)
             for tensor in (query, key, value)
         )
         context = self._causal(*padded).transpose(0, 1)
-        places = torch.arange(context.size(1), device=context.device)
-        real = places < torch.tensor(lengths, device=context.device)[:, None]
-        return context[real].unsqueeze(1)
+        return context.flatten(0, 1).index_select(0, places).unsqueeze(1)
 
     def _causal(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attention of queries that are the last ones of the keys' positions."""
@@ -159,3 +164,14 @@ class ScaledDotProductAttention(torch.nn.Module):
         held = [positions(boundaries, self._ranks, rank) for rank in range(self._ranks)]
         order = torch.argsort(torch.cat(held)).to(gathered.device)
         return gathered.index_select(0, order)
+
+
+# Every layer asks for those of one row.
+@lru_cache(maxsize=1)
+def _places(lengths: tuple[int, ...]) -> torch.Tensor:
+    """Where each position of a row lies when its segments are filled up, int64 [positions]."""
+    longest = max(lengths)
+    with torch.inference_mode(False):  # or a later pass could not keep them for its gradient
+        return torch.cat(
+            [torch.arange(length) + number * longest for number, length in enumerate(lengths)]
+        )

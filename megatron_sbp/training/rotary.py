@@ -5,6 +5,7 @@ as long as the row. Positions restart with every segment, so it is enough to tak
 frequencies by its number in its segment.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -38,7 +39,15 @@ def rotate(
     Returns:
         As ``t``.
     """
-    pieces = chunks(cu_seqlens.tolist(), cp_group.size(), cp_group.rank())
-    held = torch.cat([torch.arange(start - begin, end - begin) for begin, start, end in pieces])
+    held = _places(tuple(cu_seqlens.tolist()), cp_group.size(), cp_group.rank())
     rotated = rope_utils._apply_rotary_pos_emb_bshd(t.unsqueeze(1), freqs[held], **keywords)
     return rotated.squeeze(1)
+
+
+# The queries and the keys of every layer ask for those of one row.
+@lru_cache(maxsize=1)
+def _places(boundaries: tuple[int, ...], size: int, rank: int) -> torch.Tensor:
+    """Number of each position of a rank in its segment, int64 [positions]."""
+    pieces = chunks(boundaries, size, rank)
+    with torch.inference_mode(False):  # or a later pass could not keep them for its gradient
+        return torch.cat([torch.arange(start - begin, end - begin) for begin, start, end in pieces])

@@ -69,6 +69,17 @@ def test_segments_of_a_packed_row_do_not_see_each_other(seed: int, longest: int)
     np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-12)
 
 
+def test_a_row_may_be_trained_on_after_it_was_evaluated() -> None:
+    boundaries = [0, 5, 9, 12]
+    query, key, value = torch.randn(3, 12, HEADS, CHANNELS, requires_grad=True)
+    attention: Any = ScaledDotProductAttention(config(), 1, None, "self")
+    with torch.inference_mode():
+        before = attention(query, key, value, None, packed_seq_params=packed(boundaries))
+    after = attention(query, key, value, None, packed_seq_params=packed(boundaries))
+    after.sum().backward()
+    assert torch.equal(before, after)
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("rows", [None, [0, 16, 32, 72]])
 def test_context_parallel_ranks_together_are_one(
