@@ -1,8 +1,10 @@
 """Files that are there whole or not at all, and locks that end with the process that holds them."""
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +46,16 @@ def is_locked(descriptor: int, path: str | Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except OSError:
         return False
+
+
+def check_regular(path: str | Path) -> None:
+    """Look at a file before it is opened: a pipe may never end, or never begin.
+
+    Raises:
+        OSError: If it is a pipe, a socket or a device, or is not there.
+    """
+    if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "a pipe, a socket or a device, not a file", str(path))
 
 
 def flush(path: Path) -> None:

@@ -32,7 +32,7 @@ from typing import Any, Self, get_origin, get_type_hints
 
 from megatron_sbp import __version__
 from megatron_sbp.errors import InputError
-from megatron_sbp.files import atomic_write, flush, is_locked
+from megatron_sbp.files import atomic_write, check_regular, flush, is_locked
 
 FILENAME = "manifest.json"
 FORMAT = "megatron_sbp manifest 1"
@@ -73,6 +73,7 @@ class Manifest:
         """
         path = Path(directory) / FILENAME
         try:
+            check_regular(path)
             fields = json.loads(path.read_text())
         except FileNotFoundError:
             raise InputError(
@@ -202,6 +203,7 @@ def fingerprint(path: str | Path) -> dict[str, Any]:
 
 def _read_fingerprint(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file, from all of its bytes."""
+    check_regular(path)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"bytes": file.tell(), "sha256": digest}

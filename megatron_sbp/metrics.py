@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sbp.errors import InputError
+from megatron_sbp.files import check_regular
 
 FILENAME = "metrics.jsonl"
 
@@ -59,8 +60,12 @@ def read_metrics(directory: str | Path) -> dict[str, list[tuple[int, float]]]:
         InputError: Naming the line that is not one of a metrics file.
     """
     path = Path(directory) / FILENAME
-    if not path.exists():
+    try:
+        check_regular(path)
+    except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; remove it") from None
     series: dict[str, dict[int, float]] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:

@@ -15,6 +15,8 @@ from typing import BinaryIO, Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
+from megatron_sbp.files import check_regular
+
 
 def open_npy(path: str | Path) -> np.ndarray:
     """Memory-map the array of a ``.npy`` file, read-only.
@@ -24,6 +26,7 @@ def open_npy(path: str | Path) -> np.ndarray:
         ValueError: If it is no ``.npy`` file of plain values, or has another size than its header
             says.
     """
+    check_regular(path)
     with open(path, "rb") as file:
         shape, order, dtype = _header(file)
         offset, size = file.tell(), os.fstat(file.fileno()).st_size
@@ -67,6 +70,7 @@ def read_npz(path: str | Path, *names: str) -> dict[str, np.ndarray]:
         OSError: If the file cannot be read.
         ValueError: If it is no such file, or damaged.
     """
+    check_regular(path)
     arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from megatron_sbp.errors import InputError
+from megatron_sbp.files import check_regular
 
 _MAGIC = b"MMIDIDX\0\0"
 _VERSION = 1
@@ -68,6 +69,8 @@ def read_index(prefix: str | Path) -> Index:
     """
     path = idx_path(prefix)
     try:
+        for part in (path, bin_path(prefix)):
+            check_regular(part)
         size, bin_size = path.stat().st_size, bin_path(prefix).stat().st_size
         with open(path, "rb") as file:
             header = file.read(_HEADER.size)

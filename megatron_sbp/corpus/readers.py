@@ -71,6 +71,11 @@ def _file(path: Path) -> Path:
     """A file that exists and is of a known format."""
     if not path.exists():
         raise InputError(f"--input {path}: no such file; check the path")
+    if not path.is_file():
+        raise InputError(
+            f"--input {path}: a pipe, a socket or a device, and documents are read several times; "
+            "give a file"
+        )
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(
             f"--input {path}: the ending names no known format; use one of {' '.join(SUFFIXES)}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sbp.errors import InputError, require
+from megatron_sbp.files import check_regular
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -94,6 +95,7 @@ class HuggingFaceModel:
 
         if file not in self._opened:
             try:
+                check_regular(self.directory / file)
                 self._opened[file] = safe_open(self.directory / file, framework="pt")
             except Exception as error:  # SafetensorError and OSError have no common base
                 raise self._unreadable(file, error) from None

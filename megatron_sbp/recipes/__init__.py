@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sbp.errors import InputError
+from megatron_sbp.files import check_regular
 
 _MOST_ALIASES = 16  # Each can at most double a recipe, nested ones again and again.
 _MOST_BRACKETS = 20
@@ -65,6 +66,7 @@ def _sections(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
+        check_regular(path)
         text = path.read_text()
         _check_structure(path, text)
         sections = yaml.safe_load(text)
