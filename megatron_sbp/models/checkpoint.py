@@ -116,7 +116,7 @@ class MegatronCheckpoint:
             layer: Of a weight that stacks all layers: the one to read, and no other.
 
         Raises:
-            InputError: If a file is damaged.
+            InputError: If a file is damaged, or a number is not finite.
         """
         import torch
         from torch.distributed.checkpoint import LoadPlan
@@ -138,6 +138,12 @@ class MegatronCheckpoint:
             self._reader.read_data(LoadPlan(items), _Target(target)).wait()
         except _torch_errors() as error:
             raise self._unreadable(name, error) from None
+        if target.numel() and not torch.stack(target.aminmax()).isfinite().all():
+            where = "" if layer is None else f" of layer {layer}"
+            raise InputError(
+                f"{self.directory}: {name}{where} is not all finite numbers; the run had failed "
+                "before it saved, or a file is damaged; give an earlier checkpoint"
+            )
         return target if layer is None else target[0]
 
     @cached_property

@@ -24,7 +24,7 @@ from megatron_sbp.synthesis.engine import (
     Request,
     Sampling,
 )
-from megatron_sbp.synthesis.sampling import sample
+from megatron_sbp.synthesis.sampling import check_finite, sample
 from megatron_sbp.synthesis.shelves import (
     ATTENTION,
     Caller,
@@ -188,6 +188,7 @@ class HuggingFaceEngine:
             Step(shelves, positions, self._dtype),
             logits=True,
         ).logits[: len(documents), -1]
+        check_finite(logits, [document.request.number for document in documents])
         uniforms = torch.tensor([d.uniform for d in documents], dtype=torch.float64)
         tokens = sample(logits, uniforms.to(self._device), self._sampling)
         for document, token in zip(documents, tokens.tolist(), strict=True):

@@ -25,7 +25,7 @@ from megatron_sbp.models.checkpoint import MegatronCheckpoint
 from megatron_sbp.ranks import Ranks
 from megatron_sbp.synthesis import megatron_model
 from megatron_sbp.synthesis.engine import Continuation, EngineOptions, Request, Sampling
-from megatron_sbp.synthesis.sampling import sample
+from megatron_sbp.synthesis.sampling import check_finite, sample
 
 _BLOCK = 256  # tokens of a block of keys and values; FlashAttention 2 needs a multiple of it
 _ROUND = 64  # Megatron rounds requests and tokens of a step up to multiples of this
@@ -184,18 +184,18 @@ class _OwnNumbers(MegatronSampling):
     ) -> torch.Tensor:
         """Draw the next token of the ``n`` requests at work; see Megatron's ``Sampling``."""
         active = slice(context.paused_request_count, context.total_request_count)
-        numbers = context.request_ids[active].tolist()
+        requests = [self._work[number] for number in context.request_ids[active].tolist()]
         uniforms = [
             request.uniforms[length - len(request.prompt)]
             for request, length in zip(
-                (self._work[number] for number in numbers),
-                context.get_active_sequence_lengths().tolist(),
-                strict=True,
+                requests, context.get_active_sequence_lengths().tolist(), strict=True
             )
         ]
         rows = logits[:n] if gather_indices is None else logits[gather_indices[:n]]
+        rows = rows[:, : self._vocab_size]
+        check_finite(rows, [request.number for request in requests])
         decisive = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)
-        tokens = sample(rows[:, : self._vocab_size], decisive, self._sampling)
+        tokens = sample(rows, decisive, self._sampling)
         return tokens if output is None else output.copy_(tokens)
 
     def log_probs_kernel(self, logits: torch.Tensor, context: Any, **_: Any) -> torch.Tensor:

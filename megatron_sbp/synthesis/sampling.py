@@ -1,11 +1,33 @@
 """Drawing one token per row from logits, each row with its own uniform number."""
 
+from collections.abc import Sequence
+
 import torch
 
+from megatron_sbp.errors import InputError
 from megatron_sbp.synthesis.engine import Sampling
 
 # The nucleus is looked for among tokens of at least so much probability; most fit the first.
 _LEAST = (2**-11, 2**-14, 2**-17, 0.0)
+
+
+def check_finite(logits: torch.Tensor, documents: Sequence[int]) -> None:
+    """Refuse what no token can be drawn from; ``sample`` would draw token 0.
+
+    Args:
+        logits: Float [rows, vocabulary].
+        documents: Number of the document of each row.
+
+    Raises:
+        InputError: If the largest of a row is no number, or infinite.
+    """
+    largest = logits.amax(-1)
+    if not largest.isfinite().all():
+        row = int(largest.isfinite().logical_not().nonzero()[0])
+        raise InputError(
+            f"document {documents[row]}: the model gives logits of {largest[row].item()}; its "
+            "weights are damaged, or it computes in too narrow a type (--dtype)"
+        )
 
 
 def sample(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -15,7 +37,7 @@ def sample(logits: torch.Tensor, uniforms: torch.Tensor, sampling: Sampling) -> 
     alone.
 
     Args:
-        logits: Float [rows, vocabulary].
+        logits: Float [rows, vocabulary], checked by ``check_finite``.
         uniforms: float64 [rows] in [0, 1).
         sampling: How to draw.
 

@@ -130,6 +130,27 @@ def test_unfused_names_and_separate_layers_are_the_same_model(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_weight_that_is_no_number_is_named(
+    value: float, checkpoints: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    checkpoint = MegatronCheckpoint(checkpoints / "qwen3")
+    weights = {name: checkpoint.read(name) for name in checkpoint.shapes}
+    broken = "decoder.layers.mlp.linear_fc2.weight"
+    weights[broken][1, 2, 3] = value
+    stored = [
+        StoredWeight(name, None, tuple(weight.shape), weight.clone)
+        for name, weight in weights.items()
+    ]
+    checkpoint_writer.write(tmp_path / "broken", checkpoint.args, stored, torch.float32)
+    with pytest.raises(InputError, match=f"{broken} of layer 1 is not all finite"):
+        export.write_model(
+            MegatronCheckpoint(tmp_path / "broken"),
+            tokenizers.Tokenizer(tokenizer),
+            tmp_path / "model",
+        )
+
+
 def test_large_models_become_several_files(
     checkpoints: Path, tokenizer: Path, tmp_path: Path
 ) -> None:

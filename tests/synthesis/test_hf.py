@@ -95,6 +95,17 @@ def test_greedy_documents_are_those_of_transformers_generate(tiny_model: Path, e
         assert made == [token for token in expected if token != eod]
 
 
+def test_a_model_that_gives_no_numbers_is_refused(
+    tiny_model: Path, eod: int, tmp_path: Path
+) -> None:
+    network = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        network.model.norm.weight[3] = float("nan")
+    network.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"document \d: the model gives logits of nan"):
+        list(make(tmp_path, eod, batch_size=4).generate(requests(4, 512)))
+
+
 def test_logits_do_not_depend_on_the_batch(
     tiny_model: Path, eod: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from megatron_sbp.errors import InputError
 from megatron_sbp.synthesis import sampling
 from megatron_sbp.synthesis.engine import Sampling
 from megatron_sbp.synthesis.sampling import sample
@@ -87,3 +88,13 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens(uniform: float, top_
     logits[0, [3, 500]] = torch.tensor([1.0, 2.0])
     how = Sampling(temperature=1.0, top_p=top_p, top_k=0)
     assert sample(logits, torch.tensor([uniform], dtype=torch.float64), how).item() in (3, 500)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_refused(value: float) -> None:
+    logits = torch.randn(5, 70, generator=torch.Generator().manual_seed(3))
+    logits[:, 11] = float("-inf")  # that is a token which is never drawn
+    sampling.check_finite(logits, range(5))
+    logits[3, 40] = value
+    with pytest.raises(InputError, match=f"document 13: the model gives logits of {value}"):
+        sampling.check_finite(logits, range(10, 15))
