@@ -85,6 +85,13 @@ def test_a_rank_that_hangs_is_named_and_ends_the_attempt(
     check(running, losses)
 
 
+@long
+def test_the_script_for_6b_runs_the_same_job(submit: Submit, losses: dict[int, float]) -> None:
+    job = submit("pretrain_6b")
+    assert job.succeed()["Restarts"] == "0"
+    assert series(job.output / "repetition", "lm loss") == losses
+
+
 def test_what_is_given_wrong_ends_the_job_in_one_line(submit: Submit) -> None:
     job = submit("pretrain_3b", ARM="sbp", SYNTHETIC="nowhere/synthetic")
     said = job.wait()
