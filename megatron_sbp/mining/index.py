@@ -115,6 +115,7 @@ def build_index(
 
     Raises:
         InputError: If FAISS refuses the string or the data, or the index would be too large.
+        OSError: If it cannot be written whole.
     """
     import faiss
 
@@ -130,8 +131,9 @@ def build_index(
             index.add(embeddings.rows(first, last).astype(np.float32))
     except RuntimeError as error:
         raise _refused(factory, error) from None
-    with sealed_directory(directory) as partial:
-        faiss.write_index(index, str(partial / _FILENAME))
+    with sealed_directory(directory) as partial, open(partial / _FILENAME, "wb") as file:
+        # FAISS's own writer does not notice that its last bytes did not fit.
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
 def _check_memory(index: Any, documents: int, memory: int, factory: str) -> None:

@@ -1,3 +1,5 @@
+import errno
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,23 @@ def test_index_that_does_not_fit_into_memory(embeddings: Embeddings, tmp_path: P
     with pytest.raises(InputError, match="--memory"):
         build_index(embeddings, "Flat", tmp_path / "index", seed=0, memory=10_000)
     build_index(embeddings, "PQ4x4", tmp_path / "index", seed=0, memory=10_000)
+
+
+@pytest.mark.parametrize("missing", [1, 5000, 30_000])
+def test_index_that_does_not_fit_on_the_disk(
+    missing: int, embeddings: Embeddings, tmp_path: Path
+) -> None:
+    build_index(embeddings, "Flat", tmp_path / "whole", seed=0, memory=1 << 30)
+    size = max(path.stat().st_size for path in (tmp_path / "whole").iterdir())
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - missing, most))
+    try:
+        with pytest.raises(OSError) as raised:
+            build_index(embeddings, "Flat", tmp_path / "index", seed=0, memory=1 << 30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+    assert raised.value.errno == errno.EFBIG
+    assert not (tmp_path / "index").exists()
 
 
 def test_lists_that_a_gpu_cannot_give() -> None:
