@@ -133,7 +133,7 @@ def build_index(
         raise _refused(factory, error) from None
     with sealed_directory(directory) as partial, open(partial / _FILENAME, "wb") as file:
         # FAISS's own writer does not notice that its last bytes did not fit.
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
 
 def _check_memory(index: Any, documents: int, memory: int, factory: str) -> None:
