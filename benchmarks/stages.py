@@ -5,17 +5,20 @@
 Every point is a whole loop of ``tools/quickstart.py``, a recipe whose size varies, or a corpus for
 the encoder without a model; each uses all cores of this machine. Non-negative least squares over
 all of them give, for every stage, the seconds of a core for one of each kind of work that
-megatron_sbp/planning/work.py counts; errors are relative. One loop more is not fitted to, for
-comparison. DIR gets the loops, from which an interrupted run continues, and rates.json; --publish
-writes the rates to where ``tools/plan.py`` reads them.
+megatron_sbp/planning/work.py counts; errors are relative. The machine's speed is measured before
+and after each, and times are made those that the first one's speed would have given. One loop more
+is not fitted to, for comparison. DIR gets the loops, from which an interrupted run continues, and
+rates.json; --publish writes the rates to where ``tools/plan.py`` reads them.
 """
 
 import json
+import math
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ from megatron_sbp import cli
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest, atomic_write
-from megatron_sbp.planning import rates
+from megatron_sbp.planning import rates, speed
 from megatron_sbp.planning.measured import Measured
 from megatron_sbp.planning.plan import Plan, PlanOptions
 from megatron_sbp.planning.work import Text, Work, embed
@@ -101,6 +104,8 @@ class Job(fitting.Timed[Work]):
 
     kind: str
     name: str
+    task: float = math.nan
+    """Seconds that the task of megatron_sbp/planning/speed.py took then."""
 
 
 def run(options: Options) -> list[Job]:
@@ -111,14 +116,33 @@ def run(options: Options) -> list[Job]:
         recipe.parent.mkdir(parents=True, exist_ok=True)
         recipe.write_text(yaml.safe_dump(sections))
         output = recipe.with_suffix("")
-        _tool("quickstart", "--recipe", str(recipe), "--output", str(output))
-        jobs += [*_jobs(name, recipe, output), _lexical(name, output / "corpus", output)]
+        with _at_speed(output) as found:
+            _tool("quickstart", "--recipe", str(recipe), "--output", str(output))
+            found += [*_jobs(name, recipe, output), _lexical(name, output / "corpus", output)]
+        jobs += found
     for name, concepts in CONCEPTS.items():
         output = Path(options.output, name.replace(" ", "-"))
-        _tool("make_concepts", "--output", str(output / "corpus"), "--concepts", str(concepts),
-              "--name-tokens", "2", "--name-syllables", "900", "--oracle-factor", "0")  # fmt: skip
-        jobs.append(_lexical(name, output / "corpus", output))
+        with _at_speed(output) as found:
+            _tool("make_concepts", "--output", str(output / "corpus"), "--oracle-factor", "0",
+                  "--concepts", str(concepts), "--name-tokens", "2",
+                  "--name-syllables", "900")  # fmt: skip
+            found.append(_lexical(name, output / "corpus", output))
+        jobs += found
     return jobs
+
+
+@contextmanager
+def _at_speed(output: Path) -> Iterator[list[Job]]:
+    """Give the jobs that are put into the list the machine's speed when they were first run."""
+    found: list[Job] = []
+    before = speed.task_seconds()
+    yield found
+    path = output / "speed.json"
+    if not path.exists():
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps({"task": (before + speed.task_seconds()) / 2}))
+    task = json.loads(path.read_text())["task"]
+    found[:] = [replace(job, task=task) for job in found]
 
 
 def _tool(name: str, *arguments: str) -> None:
@@ -167,6 +191,8 @@ def _lexical(name: str, corpus: Path, output: Path) -> Job:
 def main() -> None:
     options = cli.parse(Options, str(__doc__))
     jobs = run(options)
+    task = jobs[0].task
+    jobs = [replace(job, seconds=job.seconds * task / job.task) for job in jobs]
     fitted = {
         kind: fitting.fit(
             Work, [job for job in jobs if job.kind == kind and not job.name.startswith(f"{CHECK}:")]
@@ -175,10 +201,12 @@ def main() -> None:
     }
     for job in jobs:
         says = fitted[job.kind].seconds(job)
-        print(f"{job.name:<24}{job.seconds:>9.2f} s{says:>9.2f} s{says / job.seconds - 1:>+7.0%}")
+        off = f"{says / job.seconds - 1:>+7.0%}{job.task / task:>7.2f}"
+        print(f"{job.name:<24}{job.seconds:>9.2f} s{says:>9.2f} s{off}")
     content = {
         "machine": machine_rates.machine()["cpu"],
         "cores": len(os.sched_getaffinity(0)),
+        "task": task,
         "stages": {kind: asdict(found) for kind, found in fitted.items()},
     }
     for path in [Path(options.output, "rates.json")] + [rates.PATH] * options.publish:

@@ -138,7 +138,7 @@ class Plan:
         """CPU cores."""
         self.devices = self.cores if self.on_cpu else self.run.devices
         """GPUs, or cores where there are none."""
-        self.rates = dict(rates.of_cpu(needed=self.on_cpu) if known is None else known)
+        self.rates = dict(rates.of_cpu(here=self.on_cpu) if known is None else known)
         if not self.on_cpu:
             precision = "fp8" if "fp8-format" in self._flags else "bf16"
             self.rates |= rates.of_gpu(DEVICES[self.run.gpu], precision)

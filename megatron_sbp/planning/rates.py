@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from megatron_sbp.errors import InputError
+from megatron_sbp.planning import speed
 from megatron_sbp.planning.machines import Device
 from megatron_sbp.planning.work import Rates, Work
 
@@ -29,23 +30,28 @@ def of_gpu(device: Device, precision: str) -> dict[str, Rates]:
     return {stage: Rates(each=each, start=_START) for stage, each in work.items()}
 
 
-def of_cpu(*, needed: bool) -> dict[str, Rates]:
+def of_cpu(*, here: bool) -> dict[str, Rates]:
     """Rates of a core of the CPU that was measured.
 
     Args:
-        needed: Whether a plan without them says nothing.
+        here: Whether the plan is for this machine, whose speed is then measured; and it says
+            nothing without rates.
 
     Raises:
-        InputError: If none was measured, and they are needed.
+        InputError: If none was measured, and the plan is for this machine.
     """
-    if not PATH.exists() and not needed:
+    if not PATH.exists() and not here:
         return {}
     if not PATH.exists():
         raise InputError(
             f"{PATH}: no such file; measure this CPU with `python -m benchmarks.stages --publish`"
         )
-    stages = json.loads(PATH.read_text())["stages"]
+    measured = json.loads(PATH.read_text())
+    slower = speed.task_seconds() / measured["task"] if here else 1.0
     return {
-        stage: Rates(each=Work(**entry["each"]), start=entry["start"])
-        for stage, entry in stages.items()
+        stage: Rates(
+            each=Work(**{name: slower * each for name, each in entry["each"].items()}),
+            start=slower * entry["start"],
+        )
+        for stage, entry in measured["stages"].items()
     }

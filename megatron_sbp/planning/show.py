@@ -68,7 +68,7 @@ def _formulas(plan: Plan) -> None:
         if planned.stage.flop:
             print(f"  {planned.stage.name}: {planned.stage.flop}")
     if plan.on_cpu:
-        print("  times: fitted to jobs on a CPU, `python -m benchmarks.stages`; docs/planning.md")
+        print("  times: fitted to jobs on a CPU, at this machine's speed of now; docs/planning.md")
         return
     device = DEVICES[plan.run.gpu]
     print(

@@ -16,7 +16,7 @@ from benchmarks import fitting
 from megatron_sbp import recipes
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
-from megatron_sbp.planning import paper, rates
+from megatron_sbp.planning import paper, rates, speed
 from megatron_sbp.planning.plan import Plan, PlanOptions
 from megatron_sbp.planning.work import Rates, Text, Work
 from megatron_sbp.recipes.run import Run, RunOptions
@@ -183,11 +183,20 @@ def test_bad_input_is_one_line(flags: list[str], message: str) -> None:
 def test_a_cpu_that_was_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(rates, "PATH", tmp_path / "rates.json")
     with pytest.raises(InputError, match="measure this CPU with"):
-        rates.of_cpu(needed=True)
-    assert rates.of_cpu(needed=False) == {}
+        rates.of_cpu(here=True)
+    assert rates.of_cpu(here=False) == {}
+
+
+def test_a_cpu_half_as_fast_as_when_it_was_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(rates, "PATH", tmp_path / "rates.json")
     each = {one.name: 0.0 for one in fields(Work)} | {"tokens": 2e-6}
-    content = {"stages": {"filter": {"each": each, "start": 0.5, "error": 0.1}}}
-    rates.PATH.write_text(json.dumps(content))
-    assert rates.of_cpu(needed=True)["filter"].seconds(
-        Work(tokens=1e6), devices=4
-    ) == pytest.approx(1.0)
+    stages = {"filter": {"each": each, "start": 0.5, "error": 0.1}}
+    rates.PATH.write_text(json.dumps({"task": 0.01, "stages": stages}))
+    monkeypatch.setattr(speed, "task_seconds", lambda: 0.02)
+    seconds = [
+        rates.of_cpu(here=here)["filter"].seconds(Work(tokens=1e6), devices=4)
+        for here in (False, True)
+    ]
+    assert seconds == pytest.approx([1.0, 2.0])
