@@ -74,7 +74,7 @@ def main() -> None:
     bounds = np.linspace(0, len(curve.points), _PARTS + 1).astype(int).tolist()
     rows = {}
     for part in (curve.points[first:last] for first, last in pairwise(bounds)):
-        minutes = f"minute {part[0][0] / 60:.0f} to {part[-1][0] / 60:.0f}"
+        minutes = f"minute {part[0][0] / 60:.1f} to {part[-1][0] / 60:.1f}"
         rows[minutes] = f"{max(held for _, held in part) / (1 << 20):,.0f} MiB"
     rows["growth in the second half"] = f"{growth(curve) / (1 << 20):+,.0f} MiB per hour"
     cli.summary(curve.name, rows)
