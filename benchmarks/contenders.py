@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.commands import mpiexec
 from benchmarks.peers import PEERS, Peer
 from megatron_sbp import cli
 from megatron_sbp.embedding.shards import Embeddings
@@ -124,9 +125,8 @@ def run_module(
         if value is not None
         for text in ("--" + name.replace("_", "-"), str(value))
     ]
-    mpiexec = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks)]
     done = subprocess.run(
-        [*(mpiexec if ranks > 1 else []), sys.executable, "-m", module, *flags],
+        [*(mpiexec(ranks) if ranks > 1 else []), sys.executable, "-m", module, *flags],
         env=os.environ
         | {
             f"{library}_NUM_THREADS": str(threads)

@@ -11,12 +11,12 @@ An interrupted run continues.
 import json
 import os
 import shutil
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.commands import mpiexec, tool
 from benchmarks.memory import Curve, draw, watch
 from megatron_sbp import cli
 from megatron_sbp.corpus.words import mixed
@@ -24,7 +24,6 @@ from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import atomic_write
 from megatron_sbp.mining.layout import parse_bytes
 
-_TOOLS = Path(__file__).parents[1] / "tools"
 _FIGURE = Path(__file__).parents[1] / "docs" / "load.svg"
 _PER_FILE = 1_000_000
 _FAMILY, _OWN, _TOLD, _COMMON = 5, 6, 4, 3
@@ -96,19 +95,14 @@ def commands(options: Options) -> dict[str, list[str]]:
     corpus, embeddings = f"{root}/corpus/tiny", f"{root}/embeddings"
     # The rest is for libraries, centroids and candidates.
     memory = parse_bytes(options.memory, "--memory") // 2 // ranks
-    mpiexec = str(Path(sys.executable).with_name("mpiexec"))
     return {
-        "preprocess": [*_tool("preprocess_documents"), "--input", f"{root}/documents",
+        "preprocess": [*tool("preprocess_documents"), "--input", f"{root}/documents",
                        "--output-prefix", corpus, "--train-tokenizer", "8192"],
-        "embed": [*_tool("embed_documents"), "--corpus", corpus, "--encoder", "lexical",
+        "embed": [*tool("embed_documents"), "--corpus", corpus, "--encoder", "lexical",
                   "--dimensions", str(options.dimensions), "--output", embeddings],
-        "mine": [mpiexec, "-n", str(ranks), *_tool("mine_pairs"), "--embeddings", embeddings,
+        "mine": [*mpiexec(ranks), *tool("mine_pairs"), "--embeddings", embeddings,
                  "--search", "clusters", "--memory", str(memory), "--output", f"{root}/pairs"],
     }  # fmt: skip
-
-
-def _tool(name: str) -> list[str]:
-    return [sys.executable, str(_TOOLS / f"{name}.py")]
 
 
 def run(options: Options) -> list[Curve]:

@@ -9,19 +9,18 @@ says of an hour. DIR gets the documents, curve.json and memory.svg.
 
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.commands import mpiexec, tool
 from benchmarks.memory import Curve, draw, watch
 from megatron_sbp import cli
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import atomic_write
 
-_TOOL = Path(__file__).parents[1] / "tools" / "synthesize.py"
 _ENDLESS = 10_000_000
 _PARTS = 10
 
@@ -56,9 +55,8 @@ def growth(curve: Curve) -> float:
 def run(options: Options) -> Curve:
     """Synthesize for so many minutes."""
     ranks = len(os.sched_getaffinity(0))
-    mpiexec = str(Path(sys.executable).with_name("mpiexec"))
     command = [
-        mpiexec, "-n", str(ranks), sys.executable, str(_TOOL), "--load", options.load,
+        *mpiexec(ranks), *tool("synthesize"), "--load", options.load,
         "--corpus", *options.corpus, "--output-prefix", f"{options.output}/synthetic/synthetic",
         "--num-documents", str(_ENDLESS), "--documents-per-shard", str(options.documents_per_shard),
     ]  # fmt: skip

@@ -27,6 +27,7 @@ import yaml
 
 from benchmarks import fitting
 from benchmarks import rates as machine_rates
+from benchmarks.commands import tool
 from megatron_sbp import cli
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
@@ -35,8 +36,6 @@ from megatron_sbp.planning import rates, speed
 from megatron_sbp.planning.measured import Measured
 from megatron_sbp.planning.plan import Plan, PlanOptions
 from megatron_sbp.planning.work import Text, Work, embed
-
-_TOOLS = Path(__file__).parents[1] / "tools"
 
 
 def _point(documents: int, width: int, layers: int, sequence: int, **other: int) -> dict[str, Any]:
@@ -147,7 +146,7 @@ def _at_speed(output: Path) -> Iterator[list[Job]]:
 
 def _tool(name: str, *arguments: str) -> None:
     """Run one of tools/."""
-    command = [sys.executable, str(_TOOLS / f"{name}.py"), *arguments]
+    command = [*tool(name), *arguments]
     done = subprocess.run(command, stdout=sys.stderr, check=False)
     if done.returncode:
         raise InputError(f"{shlex.join(command)} ended with status {done.returncode}; see above")
