@@ -1,5 +1,6 @@
 """Running the stages of the loop, each by its own command: threads, logs, progress."""
 
+import math
 import os
 import re
 import shutil
@@ -148,7 +149,8 @@ def synthetic_share(run: Run, filtered: Path) -> float:
     """
     tokens = Manifest.read(filtered.parent).counts["tokens"]
     rows = (tokens - 1) // run.row
-    most = (int(rows / _SURPLUS) - 1) / run.training_rows()
+    # Of no more digits than one wants to read; rounded down, for no document is to be read twice.
+    most = math.floor(10_000 * (int(rows / _SURPLUS) - 1) / run.training_rows()) / 10_000
     if most <= 0:
         raise InputError(
             f"{filtered}: {tokens:,} tokens are left, too few for one sequence; "
