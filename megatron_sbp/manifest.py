@@ -326,6 +326,8 @@ class Stage:
             stage._refuse_other(finished, directory)
             finished.check_outputs(directory)
             stage.manifest, stage.complete = finished, True
+            with contextlib.suppress(OSError):  # of a run that was stopped before its last step
+                (directory / _LOCK).unlink()
         elif directory.is_dir() and any(directory.iterdir()):
             raise InputError(
                 f"{directory}: holds files that no stage wrote; "
@@ -387,6 +389,11 @@ class Stage:
             raise InputError(
                 f"{self.workspace}: another run is writing this output; wait for it or stop it"
             )
+        if (self.directory / FILENAME).exists():  # not there a moment ago
+            shutil.rmtree(self.workspace)
+            raise InputError(
+                f"{self.directory}: another run has just finished this output; start again"
+            )
 
     def _release_lock(self) -> None:
         if self._lock is not None:
@@ -444,7 +451,7 @@ class Stage:
         os.rename(self.workspace, self.directory)  # takes the place of an empty directory
         self.complete = True
         # Only now: a second run must find the lock as long as there is a workspace.
-        (self.directory / _LOCK).unlink()
+        (self.directory / _LOCK).unlink(missing_ok=True)
         flush(self.directory.parent)
 
     def __enter__(self) -> Self:

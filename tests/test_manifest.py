@@ -247,6 +247,32 @@ def test_a_run_that_opened_the_lock_before_the_rename_is_refused(
     assert Manifest.read(box).counts == {"pairs": 3}
 
 
+def test_a_run_that_another_one_is_faster_than_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look for a finished box and making the workspace, the first run may finish."""
+    box = tmp_path / "box"
+    enter = Stage._enter_workspace
+
+    def finish_first(stage: Stage) -> None:
+        monkeypatch.setattr(Stage, "_enter_workspace", enter)
+        make_box(box)
+        enter(stage)
+
+    monkeypatch.setattr(Stage, "_enter_workspace", finish_first)
+    with pytest.raises(InputError, match="another run has just finished"):
+        Stage.open(box, "mine", options={}, inputs=[])
+    assert [path.name for path in tmp_path.iterdir()] == ["box"]
+    assert Stage.open(box, "mine", options={}, inputs=[]).complete
+
+
+def test_the_lock_of_a_run_killed_at_its_last_step_goes(tmp_path: Path) -> None:
+    make_box(tmp_path / "box")
+    (tmp_path / "box" / ".lock").touch()
+    assert Stage.open(tmp_path / "box", "mine", options={}, inputs=[]).complete
+    assert not (tmp_path / "box" / ".lock").exists()
+
+
 def test_a_refused_resumption_does_not_keep_the_lock(tmp_path: Path) -> None:
     box = tmp_path / "box"
     with (
