@@ -31,8 +31,8 @@ read -ra corpus <<<"$CORPUS"
 
 # recipe STAGE: set `arguments` to what the recipe gives that stage.
 recipe() {
-    local words changes=()
-    [[ $1 != pretrain && $1 != tune ]] || read -ra changes <<<"${SET:-}"
+    local words changes
+    read -ra changes <<<"${SET:-}"
     words=$(once "$PYTHON" -m megatron_sbp.recipes show "$RECIPE" --stage "$1" \
         --nodes "${RUN_NODES:-$SLURM_JOB_NUM_NODES}" \
         --gpus-per-node "${RUN_GPUS_PER_NODE:-$SLURM_NTASKS_PER_NODE}" \

@@ -69,9 +69,10 @@ class RunOptions:
     share: float | None = None
     """Share of the joint run's tokens that is synthetic, from 0 to 1, by default the recipe's."""
     set: list[str] = field(default_factory=list, metadata={"metavar": "FLAG=VALUE"})
-    """Flags to change or add: `--set lr=3e-3 tune.lr=1e-3 overlap-grad-reduce=false`. One with the
-    name of a stage before it, or `train` for both kinds of training, is for that alone. true gives
-    the bare flag, false and null leave it out."""
+    """Flags to change or add: `--set lr=3e-3 tune.lr=1e-3 mine.neighbors=4 swiglu=false`. One with
+    the name of a stage before it is for that alone, one without for both kinds of training. true
+    gives the bare flag, null leaves it out; false leaves it out for training, and gives a tool
+    `--no-FLAG`."""
 
     def __post_init__(self) -> None:
         for flag, value in (("nodes", self.nodes), ("gpus-per-node", self.gpus_per_node)):
@@ -164,7 +165,9 @@ class Run:
         flags = recipe.get(stage, {}) | self._settings(stage)
         if stage == "synthesize" and "arms" in recipe:
             flags = {"num-tokens": self.tokens_to_synthesize()} | flags
-        return flags
+        off = [flag for flag, value in flags.items() if value is False and flag[:3] != "no-"]
+        # Every switch of a tool has this form of it, which no flag of Megatron has.
+        return flags | {f"no-{flag}": True for flag in off}
 
     def _training(self, stage: str, devices: int | None = None) -> Flags:
         """The flags of a training run on so many devices, before its batch is divided."""
@@ -183,7 +186,7 @@ class Run:
         for setting in self._options.set:
             name, _, value = setting.partition("=")
             section, _, flag = name.lstrip("-").rpartition(".")
-            if section in ("", stage) or (section == "train" and stage in TRAINING):
+            if section == stage or (section in ("", "train") and stage in TRAINING):
                 words = value.split()
                 flags[flag] = words if len(words) > 1 else _WORDS.get(value, value)
         return flags

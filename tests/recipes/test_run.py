@@ -106,9 +106,10 @@ def test_every_stage_of_every_recipe_is_printed_one_argument_a_line() -> None:
         run = Run(name, recipes.load(name), RunOptions())
         for stage in STAGES:
             assert all(" " not in argument for argument in recipes.arguments(run.flags(stage)))
-    said = show("show", "3b_1t", "--stage", "synthesize", "--share", "0.01", "--set", "seed=7")
+    setting = "synthesize.seed=7"
+    said = show("show", "3b_1t", "--stage", "synthesize", "--share", "0.01", "--set", setting)
     tokens = math.ceil(0.01 * 119_209 * 2048 * 4096 * 1.2)
-    run = Run("3b_1t", recipes.load("3b_1t"), RunOptions(share=0.01, set=["seed=7"]))
+    run = Run("3b_1t", recipes.load("3b_1t"), RunOptions(share=0.01, set=[setting]))
     assert said.stdout.splitlines() == recipes.arguments(run.flags("synthesize"))
     assert said.stdout.splitlines()[:2] == ["--num-tokens", str(tokens)]
 
@@ -123,6 +124,18 @@ def test_settings_change_flags() -> None:
     assert "--new" in line and "--swiglu" not in line and "--seed" not in line
     assert flags["clip-grad"] == "2" and "neighbors" not in flags
     assert (run.flags("tune")["lr"], run.flags("mine")["neighbors"]) == ("1", "3")
+    # The tools have none of the flags of training, and refuse what they do not know.
+    assert {"lr", "new"}.isdisjoint(run.flags("mine"))
+
+
+def test_false_leaves_a_flag_of_megatron_out_and_switches_one_of_a_tool_off() -> None:
+    settings = ["qk-layernorm=false", "filter.repetition=false", "filter.no-duplicates=false"]
+    run = Run("quickstart", recipes.load("quickstart"), RunOptions(set=settings))
+    line = recipes.arguments(run.flags("filter"))
+    assert "--no-repetition" in line
+    assert {"--repetition", "--no-duplicates", "--duplicates"}.isdisjoint(line)
+    line = recipes.arguments(run.flags("pretrain"))
+    assert {"--qk-layernorm", "--no-qk-layernorm"}.isdisjoint(line)
 
 
 @pytest.mark.parametrize(
