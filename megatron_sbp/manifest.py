@@ -468,7 +468,8 @@ class Stage:
                 path.is_file() for piece in self._pieces() for path in (piece, *piece.rglob("*"))
             )
             if of_use:
-                self.checkpoint()
+                with contextlib.suppress(OSError):  # A full disk costs no more than the time spent.
+                    self.checkpoint()
             else:
                 shutil.rmtree(self.workspace, ignore_errors=True)
         self._release_lock()

@@ -134,6 +134,22 @@ def test_seconds_of_resumed_attempts_add_up(
         assert stage.finish(counts={}).seconds == pytest.approx(39)
 
 
+def test_an_error_is_told_though_the_time_cannot_be_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with (
+        pytest.raises(InputError, match="the error itself"),
+        Stage.open(tmp_path / "box", "mine", options={}, inputs=[], resumable=True) as stage,
+    ):
+        (stage.workspace / "piece").write_text("half")
+        monkeypatch.setattr(Manifest, "write", full)
+        raise InputError("the error itself")
+    assert (stage.workspace / "piece").read_text() == "half"
+
+
 @pytest.mark.parametrize(("step", "complete"), [("environment", False), ("os.rename", True)])
 def test_a_stage_stopped_while_it_finishes_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, complete: bool

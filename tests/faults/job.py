@@ -79,7 +79,8 @@ class Job:
         self._shm.mkdir(parents=True, exist_ok=True)
         # Sockets lie there, whose paths must be short.
         self._tmp = Path(tempfile.mkdtemp(prefix="fault-"))
-        line = [sys.executable, "-m", "tests.faults.mortal", *map(str, command)]
+        self._command = [sys.executable, "-m", "tests.faults.mortal", *map(str, command)]
+        line = self._command
         if ranks > 1:
             line = [str(Path(sys.executable).parent / "mpiexec"), "-n", str(ranks), *line]
         if has_namespaces():
@@ -128,8 +129,9 @@ class Job:
         return self._process.pid
 
     def ranks(self) -> list[int]:
-        """The interpreters that run the command itself, and not a process started by one."""
-        return [pid for pid in processes(self.mark) if b"tests.faults.mortal" in _line(pid)]
+        """The interpreters that run the command itself; not mpiexec, which names it, too."""
+        own = "\0".join(self._command).encode()
+        return [pid for pid in processes(self.mark) if _line(pid).startswith(own)]
 
     def ended(self) -> bool:
         """Whether the process that was started has ended."""
