@@ -6,6 +6,8 @@ them. So all threads and children are started with TERM and USR1 blocked, and on
 them and hands them to the handler of the rank (Megatron's, with ``--exit-signal-handler``).
 """
 
+import atexit
+import multiprocessing
 import signal
 import threading
 from multiprocessing import resource_tracker
@@ -19,6 +21,7 @@ def receive_alone() -> None:
     Call it first of all: a child, and a thread, blocks what the thread blocks that starts it.
     """
     resource_tracker.ensure_running()  # when multiprocessing first needs it, it unblocks TERM
+    atexit.register(_end_children)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     threading.Thread(target=_receive, name="signals", daemon=True).start()
 
@@ -27,3 +30,14 @@ def _receive() -> None:
     signal.sigwait(_SIGNALS)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     signal.raise_signal(signal.SIGTERM)
+
+
+def _end_children() -> None:
+    """End what reads data, which an exception may leave at work.
+
+    At exit multiprocessing sends TERM to it, and waits: for ever, where that is blocked.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +69,29 @@ def test_without_a_handler_the_rank_ends_as_of_term(
     process.send_signal(number)
     assert process.wait() == -signal.SIGTERM
     signal_all(process, signal.SIGKILL)
+
+
+FAILED = """
+import multiprocessing, time
+from megatron_sbp.training import signals
+
+signals.receive_alone()
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,), daemon=True)
+child.start()
+print(child.pid, flush=True)
+raise RuntimeError("the rank's own error")
+"""
+
+
+def test_an_error_ends_the_rank_and_what_reads_its_data() -> None:
+    """Torch's workers are such children, and an exception can hold on to their loader."""
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    said = subprocess.run(
+        [sys.executable, "-c", FAILED],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+    assert said.returncode == 1 and "the rank's own error" in said.stderr
+    assert not Path(f"/proc/{said.stdout.strip()}").exists()
