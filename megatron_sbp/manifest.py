@@ -156,6 +156,19 @@ class Manifest:
                     f"remove {directory} and run its stage again"
                 )
 
+    def check_contents(self, directory: str | Path, below: str = "") -> None:
+        """``check_outputs``, and ``verify`` of those that do not have their recorded time.
+
+        Args:
+            directory: The box.
+            below: Read only what lies in this directory of it.
+        """
+        self.check_outputs(directory)
+        for name, entry in self.outputs.items():
+            path = Path(directory) / name
+            if name.startswith(below) and path.stat().st_mtime_ns != entry.get("mtime_ns"):
+                _refuse_changed(path, entry, _read_fingerprint(path))
+
     def verify(self, directory: str | Path) -> None:
         """Read every output again and raise ``InputError`` unless it has its recorded checksum."""
         self.check_outputs(directory)
@@ -324,7 +337,7 @@ class Stage:
         if (directory / FILENAME).exists():
             finished = Manifest.read(directory)
             stage._refuse_other(finished, directory)
-            finished.check_outputs(directory)
+            finished.check_contents(directory)
             stage.manifest, stage.complete = finished, True
             with contextlib.suppress(OSError):  # of a run that was stopped before its last step
                 (directory / _LOCK).unlink()
@@ -369,6 +382,7 @@ class Stage:
                 begun = Manifest.read(self.workspace)
                 self._refuse_other(begun, self.workspace)
                 if begun.outputs:  # The run was stopped between its last two steps.
+                    begun.check_contents(self.workspace)
                     self.manifest = begun
                     self._give_name()
                     self._release_lock()

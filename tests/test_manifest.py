@@ -40,6 +40,10 @@ def valid_fields(**changes: Any) -> dict[str, Any]:
     return fields | changes
 
 
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 # The protocol
 
 
@@ -157,11 +161,8 @@ def test_a_stage_stopped_while_it_finishes_loses_nothing(
     """Before its outputs are recorded it goes on with its pieces, afterwards it is complete."""
     box = tmp_path / "box"
 
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(f"megatron_sbp.manifest.{step}", stop)
+        patch.setattr(f"megatron_sbp.manifest.{step}", interrupted)
         with Stage.open(box, "mine", options={}, inputs=[], resumable=True) as stage:
             stage.scratch.mkdir()
             (stage.scratch / "piece").write_text("piece")
@@ -324,16 +325,40 @@ def test_a_missing_input_is_named(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["shorter", "gone"])
-def test_a_damaged_output_is_not_recognised(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("d", "has 1 bytes, the manifest says 3"),
+        (None, "is missing, the manifest says 3"),
+        ("dEf", "is not as its stage wrote it"),
+    ],
+)
+def test_a_damaged_output_is_not_recognised(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
     make_box(tmp_path / "box")
     data = tmp_path / "box" / "folder" / "more.txt"
-    if damage == "shorter":
-        data.write_text("d")
-    else:
-        data.unlink()
-    with pytest.raises(InputError, match=r"more\.txt: (is missing|has 1 bytes), .* says 3"):
+    data.unlink()
+    if content is not None:
+        data.write_text(content)
+        os.utime(data, (0, 0))
+    with pytest.raises(InputError, match=rf"more\.txt: {message}"):
         Stage.open(tmp_path / "box", "mine", options={}, inputs=[])
+
+
+def test_what_was_damaged_before_a_box_had_its_name_gets_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Stage, "_give_name", interrupted)
+        with Stage.open(tmp_path / "box", "mine", options={}, inputs=[], resumable=True) as stage:
+            (stage.workspace / "data").write_text("data")
+            stage.finish(counts={})
+    (stage.workspace / "data").write_text("dAta")
+    os.utime(stage.workspace / "data", (0, 0))
+    with pytest.raises(InputError, match=r"partial/data: is not as its stage wrote it"):
+        Stage.open(tmp_path / "box", "mine", options={}, inputs=[], resumable=True)
+    assert not (tmp_path / "box").exists()
 
 
 # Manifests that no stage wrote

@@ -15,7 +15,7 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.corpus.template import Template
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import FILENAME
+from megatron_sbp.manifest import FILENAME, Manifest
 from megatron_sbp.training.batch import is_packed
 from megatron_sbp.training.interruption import whole_indexes
 from megatron_sbp.training.ledger import ledger
@@ -101,7 +101,14 @@ def check_data_paths(args: Namespace) -> None:
         if args.sbp_objective == "synthesis" or (Path(prefix).parent / FILENAME).exists():
             corpus = Corpus([prefix], tokenizer=args.tokenizer_model)
             if args.tokenizer_model is not None and Path(args.tokenizer_model).is_dir():
-                _ = corpus.tokenizer  # compares checksums
+                _ = corpus.tokenizer  # compares checksums of the vocabularies
+                _check_tokenizer_files(Path(args.tokenizer_model), Path(prefix).parent)
+
+
+def _check_tokenizer_files(tokenizer: Path, box: Path) -> None:
+    """Compare all of a tokenizer that lies in a corpus with what the stage wrote that made it."""
+    if tokenizer.parent.resolve() == box.resolve() and (box / FILENAME).exists():
+        Manifest.read(box).check_contents(box, below=f"{tokenizer.name}/")
 
 
 def data_paths(args: Namespace) -> list[str]:

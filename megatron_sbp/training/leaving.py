@@ -7,6 +7,7 @@ names ranks and machines. NCCL's own watchdog ends the process and names the ran
 
 import contextlib
 import platform
+import shutil
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -18,7 +19,11 @@ from megatron.core.rerun_state_machine import (
 )
 from torch import distributed
 
+from megatron_sbp.errors import InputError
+
 _REFUSED = (EXIT_CODE_FAILED_ON_RESULT_VALIDATION, EXIT_CODE_RESUME_TO_DISAMBIGUATE)
+_SCARCE = 64 << 20
+"""Bytes: a disk with less is full, for a checkpoint."""
 _PATIENCE = timedelta(seconds=10)
 """Ranks whose operation began together run out of time together, give or take an iteration."""
 
@@ -32,16 +37,35 @@ def leaving() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if _is_of_communication(error):
-            _call_roll()
-        raise
     except SystemExit as stop:
         if stop.code in _REFUSED:
             _name_step()
         _destroy()
         raise
+    except InputError:
+        raise
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        if isinstance(error, RuntimeError) and _is_of_communication(error):
+            _call_roll()
+        _name_full_disk()
+        raise
     _destroy()
+
+
+def _name_full_disk() -> None:
+    """Megatron's error about a checkpoint that cannot be written may leave out why."""
+    from megatron.training import get_args
+
+    args = get_args()
+    if args.rank == 0 and args.save is not None:
+        with contextlib.suppress(OSError):
+            left = shutil.disk_usage(args.save).free
+            if left < _SCARCE:
+                print(
+                    f"error: --save {args.save}: its disk has {left:,} bytes left; make room, and "
+                    "the same command goes on from the last checkpoint",
+                    file=sys.stderr,
+                )
 
 
 def _name_step() -> None:

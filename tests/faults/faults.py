@@ -92,7 +92,7 @@ def disk_full(trial: Trial) -> str:
         job = trial.start()
         if not job.wait(SECONDS):
             return MISSED
-        outcome = trial.refused(job, "No space left on device", " requested and ")
+        outcome = trial.refused(job, "No space left on device", " requested and ", " bytes left")
         trial.remount(_ROOM)
         trial.ends_well()
     return f"{outcome}; {SAME}"
@@ -119,7 +119,7 @@ def input_damaged(trial: Trial, how: str) -> str:
     if not job.wait(SECONDS):
         trial.check(job)
         return NO_MATTER
-    outcome = trial.refused(job, str(path), str(path.with_suffix("")))
+    outcome = trial.refused(job, str(path), str(path.with_suffix("")), str(path.parent))
     shutil.copy2(trial.loop.boxes / path.relative_to(trial.inputs), path)
     trial.ends_well()
     return f"{outcome}; {SAME}"
@@ -212,8 +212,9 @@ FAULTS = [
     Fault(name="output read-only", strike=read_only, long=1, short=("preprocess",), mounts=True),
     Fault(name="an input truncated", strike=partial(input_damaged, how="truncate"), long=2,
           short=("mine",)),
+    # Documents have no checksum: a flipped bit makes other ones.
     Fault(name="a bit of an input flipped", strike=partial(input_damaged, how="flip"), long=2,
-          short=("mine",)),
+          short=("mine",), holds=lambda command: command.name != "preprocess"),
     Fault(name="a piece of a killed run truncated", strike=partial(piece_damaged, how="truncate"),
           long=1),
     Fault(name="a bit of a piece of a killed run flipped",
