@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from megatron_sbp import manifest
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest, Stage, fingerprint
+from tests.conftest import run_command
 
 
 def make_box(directory: Path, **options: Any) -> Manifest:
@@ -522,3 +523,12 @@ def test_a_resumed_stage_drops_the_half_written_file(tmp_path: Path) -> None:
         assert not list(stage.workspace.glob(".shard.tmp-*"))
         stage.finish(counts={})
     assert not any("tmp" in name for name in Manifest.read(box).outputs)
+
+
+def test_verify_does_not_vouch_for_a_box_whose_files_are_not_listed(tmp_path: Path) -> None:
+    make_box(tmp_path / "box")
+    assert "2 files, 6 bytes" in run_command("tools/verify.py", "--box", tmp_path / "box").stdout
+    write_manifest(tmp_path / "run", json.dumps(valid_fields(stage="train")))
+    said = run_command("tools/verify.py", "--box", tmp_path / "run")
+    assert said.returncode == 2
+    assert "its manifest lists no files" in said.stderr and said.stderr.count("\n") == 1

@@ -5,6 +5,7 @@
 puts the table of the lines in the first file between the marks in the second.
 """
 
+import itertools
 import json
 import sys
 from collections import Counter
@@ -45,7 +46,10 @@ def read(path: Path) -> list[Result]:
 def table(results: list[Result]) -> list[str]:
     """Lines of a table: fault, command, times tried, outcomes with how often each."""
     lines = ["| fault | command | tried | outcome |", "|---|---|---|---|"]
-    for fault, command in dict.fromkeys((result.fault, result.command) for result in results):
+    faults = [*dict.fromkeys(result.fault for result in results)]
+    commands = [*dict.fromkeys(result.command for result in results)]
+    tried_on = {(result.fault, result.command) for result in results}
+    for fault, command in (row for row in itertools.product(faults, commands) if row in tried_on):
         some = [one for one in results if (one.fault, one.command) == (fault, command)]
         tried = sum(one.tried for one in some)
         outcomes = Counter(one.outcome if one.passed else f"FAILED: {one.outcome}" for one in some)
