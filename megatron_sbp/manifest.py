@@ -156,24 +156,20 @@ class Manifest:
                     f"remove {directory} and run its stage again"
                 )
 
-    def check_contents(self, directory: str | Path, below: str = "") -> None:
-        """``check_outputs``, and ``verify`` of those that do not have their recorded time.
+    def verify(self, directory: str | Path, *, below: str = "", trust_times: bool = False) -> None:
+        """Read outputs again and raise ``InputError`` unless they have their recorded checksums.
 
         Args:
             directory: The box.
             below: Read only what lies in this directory of it.
+            trust_times: Leave out what has its recorded time of modification.
         """
         self.check_outputs(directory)
         for name, entry in self.outputs.items():
             path = Path(directory) / name
-            if name.startswith(below) and path.stat().st_mtime_ns != entry.get("mtime_ns"):
+            trusted = trust_times and path.stat().st_mtime_ns == entry.get("mtime_ns")
+            if name.startswith(below) and not trusted:
                 _refuse_changed(path, entry, _read_fingerprint(path))
-
-    def verify(self, directory: str | Path) -> None:
-        """Read every output again and raise ``InputError`` unless it has its recorded checksum."""
-        self.check_outputs(directory)
-        for name, entry in self.outputs.items():
-            _refuse_changed(Path(directory) / name, entry, _read_fingerprint(Path(directory, name)))
 
     def write(self, directory: str | Path) -> None:
         """Write ``manifest.json`` atomically, with a checksum of its own."""
@@ -337,7 +333,7 @@ class Stage:
         if (directory / FILENAME).exists():
             finished = Manifest.read(directory)
             stage._refuse_other(finished, directory)
-            finished.check_contents(directory)
+            finished.verify(directory, trust_times=True)
             stage.manifest, stage.complete = finished, True
             with contextlib.suppress(OSError):  # of a run that was stopped before its last step
                 (directory / _LOCK).unlink()
@@ -382,7 +378,7 @@ class Stage:
                 begun = Manifest.read(self.workspace)
                 self._refuse_other(begun, self.workspace)
                 if begun.outputs:  # The run was stopped between its last two steps.
-                    begun.check_contents(self.workspace)
+                    begun.verify(self.workspace, trust_times=True)
                     self.manifest = begun
                     self._give_name()
                     self._release_lock()

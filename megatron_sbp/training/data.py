@@ -108,7 +108,7 @@ def check_data_paths(args: Namespace) -> None:
 def _check_tokenizer_files(tokenizer: Path, box: Path) -> None:
     """Compare all of a tokenizer that lies in a corpus with what the stage wrote that made it."""
     if tokenizer.parent.resolve() == box.resolve() and (box / FILENAME).exists():
-        Manifest.read(box).check_contents(box, below=f"{tokenizer.name}/")
+        Manifest.read(box).verify(box, below=f"{tokenizer.name}/", trust_times=True)
 
 
 def data_paths(args: Namespace) -> list[str]:
