@@ -7,26 +7,29 @@ Prints the loss for every value of every flag, the recipe's in brackets, and wha
 pairs and documents; --publish draws the figure of docs/.
 """
 
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from megatron_sbp import cli
+from megatron_sbp.comparison.plots import draw_knob
 from megatron_sbp.comparison.sensitivity import GIVEN
 from megatron_sbp.errors import InputError
+from megatron_sbp.evaluation.figures import COLOURS
 
 _FIGURE = Path(__file__).parents[1] / "docs" / "sensitivity.svg"
 _COLUMNS = 3
-_STYLES: dict[str, tuple[str, Any]] = {
-    "repetition": ("#2f6db0", "-"),
-    "repetition-tuned": ("#2f6db0", "--"),
-    "oracle": ("#23805a", "-"),
-    "sbp": ("#c2541b", "-"),
+_ARMS = ("repetition", "repetition-tuned", "oracle", "sbp")
+_COLOURS = {
+    "ink": "#333333",
+    "baseline": "#2f6db0",
+    "joint": "#c2541b",
+    "pairs": "#23805a",
+    "control": "#858b92",
 }
-"""Arm -> colour and dashes."""
+"""What the page's variables are in a figure that stands alone; unnamed ones stay as they are."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -93,32 +96,19 @@ def draw(flags: list[dict[str, Any]], path: Path) -> None:
         for axes in all_axes.flat[len(flags) :]:
             axes.remove()
         for axes, flag in zip(all_axes.flat, flags, strict=False):
-            _panel(axes, flag)
+            axes.grid(alpha=0.3)
+            draw_knob(axes, flag)
         for axes in all_axes[:, 0]:
             axes.set_ylabel("held-out loss")
         lines = {str(line.get_label()): line for axes in all_axes.flat for line in axes.get_lines()}
-        arms = [arm for arm in _STYLES if arm in lines]
+        arms = [arm for arm in _ARMS if arm in lines]
         figure.legend([lines[arm] for arm in arms], arms, loc="outside upper left", ncols=len(arms))
-        figure.savefig(path, metadata={"Date": None})
-
-
-def _panel(axes: Any, flag: dict[str, Any]) -> None:
-    """One flag: the values at equal distances, the recipe's in a circle."""
-    points = flag["points"]
-    losses = {arm: [point[arm] for point in points] for arm in GIVEN}
-    losses |= {arm: [loss] * len(points) for arm, loss in flag["lines"].items()}
-    for arm, values in losses.items():
-        if any(values):  # where one is None, the line has a gap
-            colour, dashes = _STYLES[arm]
-            axes.plot(np.array(values, float), dashes, color=colour, linewidth=1, label=arm)
-    colour, _ = _STYLES["sbp"]
-    axes.plot([point["loss"] for point in points], "o-", color=colour, markersize=4, label="sbp")
-    for place, point in enumerate(points):
-        if point["value"] == flag["recipe_value"]:
-            axes.plot(place, point["loss"], "o", color=colour, fillstyle="none", markersize=10)
-    axes.set_xticks(range(len(points)), [str(point["value"]) for point in points])
-    axes.set(xlabel=flag["knob"], xlim=(-0.4, len(points) - 0.6))
-    axes.grid(alpha=0.3)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    drawn = file.getvalue()
+    for name, colour in _COLOURS.items():
+        drawn = drawn.replace(COLOURS[name], colour)
+    path.write_text(drawn)
 
 
 def main() -> None:

@@ -36,11 +36,6 @@ def draw(content: dict[str, Any]) -> dict[str, str]:
     return figures
 
 
-def _text(name: str) -> str:
-    """A name as it is: Matplotlib takes what stands between dollars for a formula."""
-    return name.replace("$", r"\$")
-
-
 def _style(arm: str) -> dict[str, Any]:
     colour, dashes = _STYLES.get(arm, _UNKNOWN)
     return {"color": COLOURS[colour], "linestyle": dashes}
@@ -63,7 +58,7 @@ def _arms(content: dict[str, Any]) -> str:
                 axes.axvline(
                     nats["per_token"], color=COLOURS["ink"], linewidth=1, linestyle=_DOTTED
                 )
-        axes.set_yticks(range(len(arms)), [_text(arm["arm"]) for arm in arms])
+        axes.set_yticks(range(len(arms)), [arm["arm"] for arm in arms])
         axes.grid(visible=False, axis="y")
         axes.set_ylim(-0.6, len(arms) - 0.5)
         axes.margins(x=0.07)
@@ -79,7 +74,7 @@ def _curves(name: str, curves: Sequence[dict[str, Any]], label: str) -> str:
         for curve in curves:
             tokens, mean, low, high = zip(*curve["points"], strict=True)
             style = _style(curve["arm"])
-            axes.plot(tokens, mean, linewidth=1.4, label=_text(curve["arm"]), **style)
+            axes.plot(tokens, mean, linewidth=1.4, label=curve["arm"], **style)
             if len(tokens) == 1:
                 axes.plot(tokens, mean, "o", color=style["color"])
             axes.fill_between(tokens, low, high, color=style["color"], alpha=0.18, linewidth=0)
@@ -98,32 +93,40 @@ def _curves(name: str, curves: Sequence[dict[str, Any]], label: str) -> str:
 
 
 def _knob(name: str, knob: dict[str, Any]) -> str:
-    """Loss by value, at equal distances; other arms as lines, or by value where they are given."""
-
     def plot(axes: Any) -> None:
-        points = knob["points"]
-        places = range(len(points))
-        for arm, loss in knob["lines"].items():
-            axes.axhline(loss, linewidth=1.2, label=arm, **_style(arm))
-        for arm in GIVEN:
-            losses = [point[arm] for point in points]
-            if any(losses):  # where one is None, the line has a gap
-                axes.plot(places, np.array(losses, float), linewidth=1.2, label=arm, **_style(arm))
-        colour = COLOURS["joint"]
-        means = [point["loss"] for point in points]
-        axes.plot(places, means, "o-", color=colour, markersize=4, linewidth=1.2, label="sbp")
-        lows, highs = ([point[end] for point in points] for end in ("low", "high"))
-        axes.vlines(places, lows, highs, color=colour, linewidth=1.6, alpha=0.7)
-        for place, point in enumerate(points):
-            if point["value"] == knob["recipe_value"]:
-                axes.plot(place, point["loss"], "o", color=colour, fillstyle="none", markersize=10)
-        axes.set_xticks(places, [_text(str(point["value"])) for point in points])
-        axes.set_xlim(-0.4, len(points) - 0.6)
-        axes.grid(visible=False, axis="x")
-        axes.set_xlabel(_text(knob["knob"]))
+        draw_knob(axes, knob)
         axes.set_ylabel("nats per token")
         axes.legend(
             loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, fontsize=8.5, borderpad=0.2
         )
 
     return svg(name, plot, _SMALL)
+
+
+def draw_knob(axes: Any, knob: dict[str, Any]) -> None:
+    """Loss by value, at equal distances; other arms as lines, or by value where they are given.
+
+    Args:
+        axes: Of Matplotlib.
+        knob: One of ``sensitivity`` in a comparison's content.
+    """
+    points = knob["points"]
+    places = range(len(points))
+    for arm, loss in knob["lines"].items():
+        axes.axhline(loss, linewidth=1.2, label=arm, **_style(arm))
+    for arm in GIVEN:
+        losses = [point[arm] for point in points]
+        if any(losses):  # where one is None, the line has a gap
+            axes.plot(places, np.array(losses, float), linewidth=1.2, label=arm, **_style(arm))
+    colour = COLOURS["joint"]
+    means = [point["loss"] for point in points]
+    axes.plot(places, means, "o-", color=colour, markersize=4, linewidth=1.2, label="sbp")
+    lows, highs = ([point[end] for point in points] for end in ("low", "high"))
+    axes.vlines(places, lows, highs, color=colour, linewidth=1.6, alpha=0.7)
+    for place, point in enumerate(points):
+        if point["value"] == knob["recipe_value"]:
+            axes.plot(place, point["loss"], "o", color=colour, fillstyle="none", markersize=10)
+    axes.set_xticks(places, [str(point["value"]) for point in points])
+    axes.set_xlim(-0.4, len(points) - 0.6)
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel(knob["knob"])

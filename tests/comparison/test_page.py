@@ -131,6 +131,7 @@ def test_names_and_texts_stay_text() -> None:
     read = Page(html)  # refuses a script element
     assert read.open == []
     shown = "".join(read.text)
+    assert "\\$" not in shown
     assert shown.count("</pre><script>alert('x')</script> & \u2400\u241b[31m$\\frac{$") > 20
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", html)
 
