@@ -145,8 +145,11 @@ def _nearest(coded: "torch.Tensor", count: int, centroids: np.ndarray, nearest: 
 
     places = coded_rows(torch.from_numpy(centroids).to(coded.device), common=True)
     step = max(1, _PRODUCTS // len(places) // LANES) * LANES
-    found = [
-        torch._int_mm(some, places.T)[:, : len(centroids)].topk(nearest, dim=1).indices
-        for some in coded.split(step)
-    ]
-    return torch.cat(found)[:count].int().cpu().numpy()
+    # One buffer for the products of all pieces. With one for each, what is kept of a piece lies
+    # between the freed buffers, and the heap grows by a buffer per piece.
+    buffer = torch.empty((step, len(places)), dtype=torch.int32, device=coded.device)
+    found = torch.empty((len(coded), nearest), dtype=torch.int32, device=coded.device)
+    for some, best in zip(coded.split(step), found.split(step), strict=True):
+        products = torch._int_mm(some, places.T, out=buffer[: len(some)])
+        best.copy_(products[:, : len(centroids)].topk(nearest, dim=1).indices)
+    return found[:count].cpu().numpy()

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +135,32 @@ def test_centroids_do_not_depend_on_chunks_and_cover_the_corpus(
     exact = (vectors.astype(np.float64) @ places.T.astype(np.float64)).argmax(1)
     assert (exact == nearest[:, 0]).mean() > 0.95
     assert len(np.unique(nearest[:, 0])) == CLUSTERS
+
+
+_GROWTH = """
+import resource, sys
+import numpy as np, torch
+from megatron_sbp.mining import centroids
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+torch.set_num_threads(1)
+draw = np.random.default_rng(int(sys.argv[1]))
+rows = draw.standard_normal((1 << 16, 8)).astype(np.float16)
+places = centroids.unit(draw.standard_normal((13_784, 8)))
+centroids.assign(rows[:2048], places, 1, torch.device("cpu"))
+before = peak()
+centroids.assign(rows, places, 1, torch.device("cpu"))
+print(peak() - before)
+"""
+
+
+def test_assigning_more_documents_takes_no_more_memory() -> None:
+    """With as many clusters as 47 million documents have, products once split the heap."""
+    command = [sys.executable, "-c", _GROWTH, str(SEED)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100, "megabytes"
 
 
 @pytest.mark.parametrize("documents", [1, 38, 39, 77, 78, 10_000, 10**9])
