@@ -36,6 +36,7 @@ _UNITS = (64, 4096)  # Pieces of work, at least and at most: enough to share the
 _UNIT_COST = 1e8  # Of a piece, in pairs compared, if that makes a number between these.
 _OPEN_FILES = 128  # Every open memory map holds a file descriptor.
 _SMALL = 1024  # Clusters of fewer documents are compared in float32: coding would cost more.
+_MEMBER = 40  # Bytes of a document of a cluster while clusters are gathered, copies included.
 _READ_COST = 500  # Fetching a document costs as much as comparing it with this many others.
 
 
@@ -118,6 +119,7 @@ class Assignments:
             row, place = np.nonzero((nearest >= clusters.start) & (nearest < clusters.stop))
             found.append((nearest[row, place], start + row, place.astype(np.int8)))
         cluster, ids, places = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        found.clear()
         order = np.argsort(cluster, kind="stable")
         bounds = np.searchsorted(cluster[order], np.arange(clusters.start, clusters.stop + 1))
         for low, high in itertools.pairwise(bounds):
@@ -198,6 +200,14 @@ def choose(
     return reach, recall
 
 
+def gathered_bytes(memory: int) -> int:
+    """How much of a process's memory holds the documents of clusters that it joins next.
+
+    Gathering reads the assignments of the whole corpus, so many clusters are gathered at once.
+    """
+    return memory // 8
+
+
 class ClusterSearch:
     """The candidates that share a cluster within the reach.
 
@@ -206,9 +216,11 @@ class ClusterSearch:
         window: Which neighbours are wanted.
         assignments: Nearest clusters of all documents.
         groups: Consecutive clusters of every unit; see ``group``.
+        sizes: Documents that a cluster is joined from, int64 [clusters].
         reach: Which clusters count.
         products: Makes the pre-test.
         most: Documents of a cluster that are held at a time.
+        memory: For the documents of clusters, in bytes; see ``gathered_bytes``.
     """
 
     def __init__(
@@ -217,33 +229,50 @@ class ClusterSearch:
         window: Window,
         assignments: Assignments,
         groups: Sequence[range],
+        sizes: np.ndarray,
         reach: Reach,
         products: Products,
         most: int,
+        memory: int,
     ):
         self._embeddings, self._window, self._assignments = embeddings, window, assignments
         self._groups, self._reach, self._products, self._most = groups, reach, products, most
+        self._sizes, self._gathered = sizes, memory // _MEMBER
         self._small = Products("fp32", products.device, embeddings.dimensions)
 
     def find(self, units: Sequence[int]) -> Iterator[Found]:
-        """Join the clusters of some consecutive units; see ``Finder``."""
-        if not len(units):
-            return
-        first, last = (self._groups[unit] for unit in (units[0], units[-1]))
-        span = range(first.start, last.stop)
-        members = zip(span, self._assignments.members(span, self._reach.probes), strict=True)
+        """Join the clusters of some rising units; see ``Finder``."""
+        for some in self._batches(units):
+            span = range(self._groups[some[0]].start, self._groups[some[-1]].stop)
+            members = zip(span, self._assignments.members(span, self._reach.probes), strict=True)
+            for unit in some:
+                yield self._unit(unit, members)
+
+    def _batches(self, units: Sequence[int]) -> Iterator[list[int]]:
+        """Units whose clusters are gathered in one reading of all assignments, as many as fit."""
+        batch: list[int] = []
         for unit in units:
-            bests, highest = [], -1.0
-            for cluster, (ids, places) in members:
-                if cluster in self._groups[unit]:
-                    join = Join(self._small if len(ids) < _SMALL else self._products)
-                    bests += self._join(join, cluster, ids, places)
-                    highest = max(highest, join.highest)
-                if cluster == self._groups[unit].stop - 1:
-                    break
-            pairs = Pairs.join([Pairs.none(), *(best.take() for best in bests)])
-            above = sum(best.above for best in bests)
-            yield Found(pairs=self._window.best(pairs), above=above, highest=highest)
+            first, last = self._groups[batch[0] if batch else unit], self._groups[unit]
+            if batch and self._sizes[first.start : last.stop].sum() > self._gathered:
+                yield batch
+                batch = []
+            batch.append(unit)
+        if batch:
+            yield batch
+
+    def _unit(self, unit: int, members: Iterator[tuple[int, tuple[np.ndarray, ...]]]) -> Found:
+        """Join the clusters of a unit, which come after those of units that are not wanted."""
+        bests, highest = [], -1.0
+        for cluster, (ids, places) in members:
+            if cluster in self._groups[unit]:
+                join = Join(self._small if len(ids) < _SMALL else self._products)
+                bests += self._join(join, cluster, ids, places)
+                highest = max(highest, join.highest)
+            if cluster == self._groups[unit].stop - 1:
+                break
+        pairs = Pairs.join([Pairs.none(), *(best.take() for best in bests)])
+        above = sum(best.above for best in bests)
+        return Found(pairs=self._window.best(pairs), above=above, highest=highest)
 
     def _join(self, join: Join, cluster: int, ids: np.ndarray, places: np.ndarray) -> list[Best]:
         """Compare what is stored in a cluster with itself and with the others that probe it."""

@@ -35,7 +35,14 @@ class Layout:
 
     @classmethod
     def fit(
-        cls, documents: int, dimensions: int, depth: int, *, memory: int, device: str
+        cls,
+        documents: int,
+        dimensions: int,
+        depth: int,
+        *,
+        memory: int,
+        device: str,
+        taken: int = 0,
     ) -> "Layout":
         """The largest useful blocks that fit into memory.
 
@@ -45,12 +52,13 @@ class Layout:
             depth: Candidates per document.
             memory: Bytes that a process may use.
             device: "cpu" or "cuda".
+            taken: Bytes of the memory that are used for something else.
 
         Raises:
             InputError: If not even small blocks fit.
         """
         vectors = dimensions * (2 + _CODED)
-        room = memory - _LIBRARIES
+        room = memory - _LIBRARIES - taken
         size = min(room // (3 * vectors + 2 * depth * _PAIR), _LARGEST[device])
         if size < min(_SMALLEST, documents):
             raise InputError(
@@ -62,15 +70,22 @@ class Layout:
         share = -(-documents // _FEWEST)
         step = _TILE if share > _TILE else LANES
         size = min(size // LANES * LANES, max(_SMALLEST, -(-share // step) * step))
-        return cls.of_size(documents, dimensions, depth, size, memory=memory)
+        return cls.of_size(documents, dimensions, depth, size, memory=memory, taken=taken)
 
     @classmethod
     def of_size(
-        cls, documents: int, dimensions: int, depth: int, size: int, *, memory: int
+        cls,
+        documents: int,
+        dimensions: int,
+        depth: int,
+        size: int,
+        *,
+        memory: int,
+        taken: int = 0,
     ) -> "Layout":
-        """Blocks of a given number of documents."""
+        """Blocks of a given number of documents; see ``fit``."""
         block = size * dimensions * (2 + _CODED)
-        room = memory - _LIBRARIES - 3 * block - 2 * size * depth * _PAIR
+        room = memory - _LIBRARIES - taken - 3 * block - 2 * size * depth * _PAIR
         return cls(
             documents=documents,
             dimensions=dimensions,

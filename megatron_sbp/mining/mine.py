@@ -27,6 +27,7 @@ from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest, Stage, fingerprint, peak_memory_bytes
 from megatron_sbp.mining import recall
 from megatron_sbp.mining.arrays import check_arrays
+from megatron_sbp.mining.clusters import gathered_bytes
 from megatron_sbp.mining.filters import PairFilters
 from megatron_sbp.mining.findings import Findings, map_pairs, save_pairs
 from megatron_sbp.mining.index import INDEX
@@ -102,12 +103,15 @@ class Inputs:
         Raises:
             InputError: If the memory does not suffice.
         """
-        memory, count = options.memory_bytes, len(self.embeddings)
+        count = len(self.embeddings)
         shape = (count, self.embeddings.dimensions, options.depth(count))
+        memory, taken = options.memory_bytes, 0
+        if options.search == "clusters":
+            taken = gathered_bytes(memory)
         if options.block_size:
-            return Layout.of_size(*shape, options.block_size, memory=memory)
+            return Layout.of_size(*shape, options.block_size, memory=memory, taken=taken)
         device = usable_device(options.device).type
-        return Layout.fit(*shape, memory=memory, device=device)
+        return Layout.fit(*shape, memory=memory, device=device, taken=taken)
 
     def blocks(self, size: int) -> list[Block]:
         """The corpus, cut into blocks."""

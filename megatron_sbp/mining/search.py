@@ -202,9 +202,11 @@ class Preparation:
             self.window,
             assignments,
             groups,
+            sizes[: reach.probes].sum(0),
             reach,
             self._products,
             self._layout.size,
+            clusters.gathered_bytes(options.memory_bytes),
         )
         units = clusters.units(groups, costs)
         figures = self._figures() | {

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,12 @@ def meet(left: np.ndarray, right: np.ndarray, reach: Reach) -> bool:
 @pytest.mark.parametrize("reach", [Reach(1, 1), Reach(1, 3), Reach(2, 2), Reach(2, 5), Reach(2, 3)])
 @pytest.mark.parametrize("most", [1000, 40])
 def test_candidates_are_the_pairs_that_meet(
-    reach: Reach, most: int, embeddings: Embeddings, nearest: np.ndarray, assignments: Assignments
+    reach: Reach,
+    most: int,
+    embeddings: Embeddings,
+    nearest: np.ndarray,
+    assignments: Assignments,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     window = Window(minimum=0.6, maximum=0.95, depth=12)
     all_pairs = [row for row in brute_force(embeddings.rows(0, DOCUMENTS), 0.6)]
@@ -76,16 +82,34 @@ def test_candidates_are_the_pairs_that_meet(
     assert 0 < len(meeting) < len(all_pairs), f"seed {SEED} does not try anything"
     anchor, neighbor, score = (np.array(column) for column in zip(*meeting, strict=True))
     expected = window.best(Pairs(anchor, neighbor, score.astype(np.float32)))
-    groups = group(costs(assignments.sizes(CLUSTERS), reach))
+    sizes = assignments.sizes(CLUSTERS)
+    groups = group(costs(sizes, reach))
     assert [cluster for some in groups for cluster in some] == list(range(CLUSTERS))
     products = Products("int8", CPU, DIMENSIONS)
-    search = ClusterSearch(embeddings, window, assignments, groups, reach, products, most)
+    tools = assignments, groups, sizes[: reach.probes].sum(0), reach, products
+    search = ClusterSearch(embeddings, window, *tools, most, 1 << 30)
     found = list(search.find(range(len(groups))))
     joined = Pairs.join([one.pairs for one in found])
     assert len({row[:2] for row in rows(joined)}) == len(joined), "a pair was found twice"
     assert rows(window.best(joined)) == rows(expected), f"seed {SEED}"
     above = np.float32(0.95)
     assert sum(one.above for one in found) == sum(row[2] > above for row in meeting)
+    # Clusters gathered a few at a time find the same.
+    gathered, memory, members = list[range](), 20_000, assignments.members
+
+    def gather(span: range, probes: int) -> Any:
+        gathered.append(span)
+        return members(span, probes)
+
+    monkeypatch.setattr(assignments, "members", gather)
+    search = ClusterSearch(embeddings, window, *tools, most, memory)
+    for number, one in enumerate(search.find(range(len(groups)))):
+        assert rows(one.pairs) == rows(found[number].pairs)
+    assert [cluster for span in gathered for cluster in span] == list(range(CLUSTERS))
+    held = [assignments.sizes(CLUSTERS)[: reach.probes, span].sum() for span in gathered]
+    assert all(
+        40 * some <= memory or span in groups for some, span in zip(held, gathered, strict=True)
+    )
     # Units by themselves, and not all of them, find the same.
     some = list(range(1, len(groups), 2))
     for number, one in zip(some, search.find(some), strict=True):
