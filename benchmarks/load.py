@@ -4,8 +4,9 @@
 
 Prints what each command took and the most memory that it held, with all of its processes; DIR gets
 the curves and load.svg, and --publish copies the figure to docs/. A document has four of the six
-words of its family, of five documents, and three common words, so that mining has pairs to find.
-An interrupted run continues.
+words of its family, of five documents, and three common words, so that mining has pairs to find. A
+hundred million pairs take gigabytes of disk, so few neighbors are kept, and only near ones: many
+documents of so few words are alike by chance. An interrupted run continues.
 """
 
 import json
@@ -27,7 +28,7 @@ from megatron_sbp.mining.layout import parse_bytes
 _FIGURE = Path(__file__).parents[1] / "docs" / "load.svg"
 _PER_FILE = 1_000_000
 _FAMILY, _OWN, _TOLD, _COMMON = 5, 6, 4, 3
-_WORDS, _FREQUENT = 60_000, 500
+_WORDS, _FREQUENT = 60_000, 20_000
 
 
 @dataclass(kw_only=True, slots=True)
@@ -101,7 +102,8 @@ def commands(options: Options) -> dict[str, list[str]]:
         "embed": [*tool("embed_documents"), "--corpus", corpus, "--encoder", "lexical",
                   "--dimensions", str(options.dimensions), "--output", embeddings],
         "mine": [*mpiexec(ranks), *tool("mine_pairs"), "--embeddings", embeddings,
-                 "--search", "clusters", "--memory", str(memory), "--output", f"{root}/pairs"],
+                 "--search", "clusters", "--min-similarity", "0.9", "--neighbors", "4",
+                 "--memory", str(memory), "--output", f"{root}/pairs"],
     }  # fmt: skip
 
 
