@@ -65,6 +65,7 @@ def test_the_plain_model_is_the_architecture() -> None:
             head_dim=8,
             rms_norm_eps=1e-5,
             rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+            rope_theta=1000.0,  # as transformers below 5 reads it
             tie_word_embeddings=True,
         )
     )
