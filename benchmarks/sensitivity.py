@@ -9,10 +9,12 @@ pairs and documents; --publish draws the figure of docs/.
 
 import io
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import megatron_sbp
 from megatron_sbp import cli
 from megatron_sbp.comparison.plots import draw_knob
 from megatron_sbp.comparison.sensitivity import GIVEN
@@ -20,16 +22,9 @@ from megatron_sbp.errors import InputError
 from megatron_sbp.evaluation.figures import COLOURS
 
 _FIGURE = Path(__file__).parents[1] / "docs" / "sensitivity.svg"
+_SHEET = Path(megatron_sbp.__file__).parent / "evaluation" / "report.css"
 _COLUMNS = 3
 _ARMS = ("repetition", "repetition-tuned", "oracle", "sbp")
-_COLOURS = {
-    "ink": "#333333",
-    "baseline": "#2f6db0",
-    "joint": "#c2541b",
-    "pairs": "#23805a",
-    "control": "#858b92",
-}
-"""What the page's variables are in a figure that stands alone; unnamed ones stay as they are."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -105,10 +100,16 @@ def draw(flags: list[dict[str, Any]], path: Path) -> None:
         figure.legend([lines[arm] for arm in arms], arms, loc="outside upper left", ncols=len(arms))
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
-    drawn = file.getvalue()
-    for name, colour in _COLOURS.items():
-        drawn = drawn.replace(COLOURS[name], colour)
+    drawn, light = file.getvalue(), _light()
+    for name, colour in COLOURS.items():
+        drawn = drawn.replace(colour, light[name])
     path.write_text(drawn)
+
+
+def _light() -> dict[str, str]:
+    """The colours of the page by day, which a figure that stands alone has, too."""
+    sheet = _SHEET.read_text()
+    return dict(re.findall(r"--(\w+): (#\w{6})", sheet[: sheet.index("@media")]))
 
 
 def main() -> None:
