@@ -8,7 +8,7 @@ candidates of a sample of anchors the nearest clusters alone decide it.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,41 +54,46 @@ class Reach:
         return Reach(min(self.overlap, clusters), min(self.probes, clusters))
 
 
-class Assignments:
-    """The nearest clusters of every document, in one file per block.
-
-    Args:
-        directory: Made when the first block is assigned.
-        blocks: The corpus, cut.
-    """
+class BlockFiles:
+    """Files of arrays, one per block of the corpus, in a directory that the first one makes."""
 
     def __init__(self, directory: Path, blocks: Sequence[Block]):
-        self._directory, self._blocks = directory, blocks
-        self._starts = np.array([start for start, _ in blocks])
-        # Opening a file takes longer than reading what a small cluster needs of it.
-        self._open = lru_cache(maxsize=_OPEN_FILES)(self._map)
+        self._directory, self.blocks = directory, blocks
+
+    def missing(self) -> list[int]:
+        """Blocks that have no file yet."""
+        return [block for block in range(len(self.blocks)) if not self._path(block).exists()]
 
     def _path(self, block: int) -> Path:
         return self._directory / f"{block:06}.arrays"
 
-    def _map(self, block: int) -> np.ndarray:
-        return map_arrays(self._path(block))[0]["nearest"]
+    def _save(self, block: int, **arrays: np.ndarray) -> None:
+        self._directory.mkdir(exist_ok=True)
+        save_arrays(self._path(block), arrays, {})
 
-    def missing(self) -> list[int]:
-        """Blocks that are not assigned yet."""
-        return [block for block in range(len(self._blocks)) if not self._path(block).exists()]
+    def _map(self, block: int) -> dict[str, np.ndarray]:
+        return map_arrays(self._path(block))[0]
+
+
+class Assignments(BlockFiles):
+    """The nearest clusters of every document."""
+
+    def __init__(self, directory: Path, blocks: Sequence[Block]):
+        super().__init__(directory, blocks)
+        self._starts = np.array([start for start, _ in blocks])
+        # Opening a file takes longer than reading what a small cluster needs of it.
+        self._open = lru_cache(maxsize=_OPEN_FILES)(self._map)
 
     def make(
         self, block: int, rows: np.ndarray, centroids: np.ndarray, device: "torch.device"
     ) -> None:
         """Assign the documents of a block, float16 [n, d]."""
         nearest = assign(rows, centroids, min(MOST_PROBES, len(centroids)), device)
-        self._directory.mkdir(exist_ok=True)
-        save_arrays(self._path(block), {"nearest": nearest}, {})
+        self._save(block, nearest=nearest)
 
     def __getitem__(self, block: int) -> np.ndarray:
         """Nearest clusters of the documents of a block, int32 [n, clusters per document]."""
-        return self._open(block)
+        return self._open(block)["nearest"]
 
     def of(self, documents: np.ndarray) -> np.ndarray:
         """Nearest clusters of some documents (int64 [n], any order), int32 [n, ...]."""
@@ -99,36 +104,66 @@ class Assignments:
             found[here] = self[block][documents[here] - self._starts[block]]
         return found
 
-    def sizes(self, clusters: int) -> np.ndarray:
-        """Documents that have a cluster as their nearest, second nearest, ...: int64 [..., c]."""
-        sizes = np.zeros((self[0].shape[1], clusters), dtype=np.int64)
-        for block in range(len(self._blocks)):
+    def sizes(self, clusters: int, blocks: Iterable[int]) -> np.ndarray:
+        """How many documents of some blocks have a cluster as their nearest, second nearest, ...
+
+        Returns:
+            Whole numbers, float64 [clusters per document, clusters].
+        """
+        sizes = np.zeros((self[0].shape[1], clusters))
+        for block in blocks:
             for place, column in enumerate(self[block].T):
                 sizes[place] += np.bincount(column, minlength=clusters)
         return sizes
 
-    def members(self, clusters: range, probes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Documents that have one of some clusters among their ``probes`` nearest.
+
+class Members(BlockFiles):
+    """Assignments turned round: the documents of every cluster.
+
+    A rank reads of them what its clusters need; of the assignments it would have to read all.
+
+    Args:
+        directory: Made when the first block is turned.
+        assignments: Nearest clusters of all documents.
+        clusters: How many there are.
+        probes: How many nearest clusters of a document count.
+    """
+
+    def __init__(self, directory: Path, assignments: Assignments, clusters: int, probes: int):
+        super().__init__(directory, assignments.blocks)
+        self._assignments, self._clusters, self._probes = assignments, clusters, probes
+
+    def make(self, block: int) -> None:
+        """Turn a block: cluster by cluster where in its assignments, row by row, a cluster is."""
+        nearest = self._assignments[block][:, : self._probes].ravel()
+        order = np.argsort(nearest, kind="stable")
+        bounds = np.searchsorted(nearest[order], np.arange(self._clusters + 1))
+        self._save(block, order=order.astype(np.min_scalar_type(len(order))), bounds=bounds)
+
+    def of(self, clusters: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Documents that have one of some clusters among those that count.
 
         Yields, for every cluster:
             Their ids, rising, int64 [n], and at which place they have it, int8 [n].
         """
         found: list[tuple[np.ndarray, ...]] = []
-        for block, (start, _) in enumerate(self._blocks):
-            nearest = self[block][:, :probes]
-            row, place = np.nonzero((nearest >= clusters.start) & (nearest < clusters.stop))
-            found.append((nearest[row, place], start + row, place.astype(np.int8)))
+        for block, (start, _) in enumerate(self.blocks):
+            arrays = self._map(block)
+            bounds = arrays["bounds"][clusters.start : clusters.stop + 1]
+            row, place = np.divmod(arrays["order"][bounds[0] : bounds[-1]], self._probes)
+            cluster = np.repeat(np.arange(len(clusters), dtype=np.int32), np.diff(bounds))
+            found.append((cluster, start + row.astype(np.int64), place.astype(np.int8)))
         cluster, ids, places = (np.concatenate(columns) for columns in zip(*found, strict=True))
         found.clear()
         order = np.argsort(cluster, kind="stable")
-        bounds = np.searchsorted(cluster[order], np.arange(clusters.start, clusters.stop + 1))
+        bounds = np.searchsorted(cluster[order], np.arange(len(clusters) + 1))
         for low, high in itertools.pairwise(bounds):
             yield ids[order[low:high]], places[order[low:high]]
 
 
 def compared(sizes: np.ndarray, reach: Reach) -> np.ndarray:
     """Pairs of documents that are compared in every cluster, float64 [clusters]."""
-    stored = sizes[: reach.overlap].sum(0).astype(np.float64)
+    stored = sizes[: reach.overlap].sum(0)
     return stored * stored / 2 + stored * sizes[reach.overlap : reach.probes].sum(0)
 
 
@@ -203,7 +238,7 @@ def choose(
 def gathered_bytes(memory: int) -> int:
     """How much of a process's memory holds the documents of clusters that it joins next.
 
-    Gathering reads the assignments of the whole corpus, so many clusters are gathered at once.
+    Gathering opens a file for every block of the corpus, so many clusters are gathered at once.
     """
     return memory // 8
 
@@ -215,8 +250,9 @@ class ClusterSearch:
         embeddings: Every document's.
         window: Which neighbours are wanted.
         assignments: Nearest clusters of all documents.
+        members: The documents of all clusters.
         groups: Consecutive clusters of every unit; see ``group``.
-        sizes: Documents that a cluster is joined from, int64 [clusters].
+        sizes: Documents that a cluster is joined from, float64 [clusters].
         reach: Which clusters count.
         products: Makes the pre-test.
         most: Documents of a cluster that are held at a time.
@@ -228,6 +264,7 @@ class ClusterSearch:
         embeddings: Embeddings,
         window: Window,
         assignments: Assignments,
+        members: Members,
         groups: Sequence[range],
         sizes: np.ndarray,
         reach: Reach,
@@ -237,19 +274,19 @@ class ClusterSearch:
     ):
         self._embeddings, self._window, self._assignments = embeddings, window, assignments
         self._groups, self._reach, self._products, self._most = groups, reach, products, most
-        self._sizes, self._gathered = sizes, memory // _MEMBER
+        self._members, self._sizes, self._gathered = members, sizes, memory // _MEMBER
         self._small = Products("fp32", products.device, embeddings.dimensions)
 
     def find(self, units: Sequence[int]) -> Iterator[Found]:
         """Join the clusters of some rising units; see ``Finder``."""
         for some in self._batches(units):
             span = range(self._groups[some[0]].start, self._groups[some[-1]].stop)
-            members = zip(span, self._assignments.members(span, self._reach.probes), strict=True)
+            members = zip(span, self._members.of(span), strict=True)
             for unit in some:
                 yield self._unit(unit, members)
 
     def _batches(self, units: Sequence[int]) -> Iterator[list[int]]:
-        """Units whose clusters are gathered in one reading of all assignments, as many as fit."""
+        """Units whose clusters are gathered together, as many as fit into memory."""
         batch: list[int] = []
         for unit in units:
             first, last = self._groups[batch[0] if batch else unit], self._groups[unit]

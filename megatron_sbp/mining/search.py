@@ -1,6 +1,6 @@
 """The ways to find candidates, ready to work: what ``--search`` and ``--control`` name."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -178,15 +178,14 @@ class Preparation:
     def _clusters(self) -> Search:
         options = self._options
         places = self._centroids()
-        assignments = clusters.Assignments(self._scratch / "assigned", self._blocks)
-        self._ranks.together(lambda: self._assign(assignments, places))
+        assignments = self._assignments(places)
+        sizes = self._sizes(assignments, len(places))
         # Chosen by one half of the sample and measured on the other, or recall would look better
         # than it is.
         both, candidates = self._sample(2)
         sample = both[1::2]
         measured = np.isin(candidates.anchor, sample)
         deciding, exact = candidates[~measured], candidates[measured]
-        sizes = assignments.sizes(len(places))
         nearest = [assignments.of(ids) for ids in (deciding.anchor, deciding.neighbor)]
         reach, expected = clusters.choose(
             clusters.probes_needed(*nearest),
@@ -195,12 +194,17 @@ class Preparation:
             options.target_recall,
             clusters.Reach(options.overlap, options.probes) if options.overlap else None,
         )
+        members = clusters.Members(
+            self._scratch / "members", assignments, len(places), reach.probes
+        )
+        self._make(members, members.make)
         costs = clusters.costs(sizes, reach)
         groups = clusters.group(costs)
         finder = clusters.ClusterSearch(
             self._embeddings,
             self.window,
             assignments,
+            members,
             groups,
             sizes[: reach.probes].sum(0),
             reach,
@@ -246,12 +250,31 @@ class Preparation:
             )
         return wanted or centroids.suitable(documents)
 
-    def _assign(self, assignments: clusters.Assignments, places: np.ndarray) -> None:
-        missing = self._ranks.share(assignments.missing())
-        for block in missing[self._ranks.rank :: self._ranks.size]:
-            self._ranks.check()
+    def _assignments(self, places: np.ndarray) -> clusters.Assignments:
+        found = clusters.Assignments(self._scratch / "assigned", self._blocks)
+
+        def make(block: int) -> None:
             rows = self._embeddings.rows(*self._blocks[block])
-            assignments.make(block, rows, places, self._products.device)
+            found.make(block, rows, places, self._products.device)
+
+        self._make(found, make)
+        return found
+
+    def _sizes(self, assignments: clusters.Assignments, number: int) -> np.ndarray:
+        own = range(self._ranks.rank, len(self._blocks), self._ranks.size)
+        counted = self._ranks.together(lambda: assignments.sizes(number, own))
+        return self._ranks.total(counted)
+
+    def _make(self, files: clusters.BlockFiles, make: Callable[[int], None]) -> None:
+        """Make the files that are missing, every rank some of them; collective."""
+
+        def work() -> None:
+            missing = self._ranks.share(files.missing())
+            for block in missing[self._ranks.rank :: self._ranks.size]:
+                self._ranks.check()
+                make(block)
+
+        self._ranks.together(work)
 
     def _sample(self, times: int = 1) -> tuple[np.ndarray, Pairs]:
         """Samples of anchors, and their exact candidates, which all ranks find together."""

@@ -328,11 +328,13 @@ def plan_clusters(options: PlanOptions) -> Cost:
         sample=1024,
         candidates=found,
     )
-    return _cost(options, work, nearest=documents * min(MOST_PROBES, clusters) * 4)
+    # Nearest clusters of all documents, and documents of all clusters.
+    assigned = documents * (min(MOST_PROBES, clusters) + min(probes, clusters)) * 4
+    return _cost(options, work, assigned)
 
 
-def _cost(options: PlanOptions, work: Work, nearest: int = 0) -> Cost:
-    """What some work costs; ``nearest`` are the bytes of all documents' nearest clusters."""
+def _cost(options: PlanOptions, work: Work, assigned: int = 0) -> Cost:
+    """What some work costs; ``assigned`` are the bytes on disk that say which clusters count."""
     rates, found = options.rates(), work.candidates
     seconds = rates.start + work.times(rates.seconds, options.ranks)
     kept = min(found, options.documents * options.neighbors)
@@ -342,7 +344,7 @@ def _cost(options: PlanOptions, work: Work, nearest: int = 0) -> Cost:
         rank_hours=seconds * options.ranks / _HOUR,
         work=work,
         bytes_read=work.numbers * _FLOAT16,
-        scratch_bytes=nearest + found * _PAIR + settled,
+        scratch_bytes=assigned + found * _PAIR + settled,
         pair_bytes=kept * _PAIR,
         memory=parse_bytes(options.memory, "--memory"),
     )

@@ -12,6 +12,7 @@ from megatron_sbp.mining import centroids
 from megatron_sbp.mining.clusters import (
     Assignments,
     ClusterSearch,
+    Members,
     Reach,
     choose,
     compared,
@@ -74,6 +75,7 @@ def test_candidates_are_the_pairs_that_meet(
     embeddings: Embeddings,
     nearest: np.ndarray,
     assignments: Assignments,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     window = Window(minimum=0.6, maximum=0.95, depth=12)
@@ -82,11 +84,14 @@ def test_candidates_are_the_pairs_that_meet(
     assert 0 < len(meeting) < len(all_pairs), f"seed {SEED} does not try anything"
     anchor, neighbor, score = (np.array(column) for column in zip(*meeting, strict=True))
     expected = window.best(Pairs(anchor, neighbor, score.astype(np.float32)))
-    sizes = assignments.sizes(CLUSTERS)
+    sizes = assignments.sizes(CLUSTERS, range(5))
     groups = group(costs(sizes, reach))
     assert [cluster for some in groups for cluster in some] == list(range(CLUSTERS))
     products = Products("int8", CPU, DIMENSIONS)
-    tools = assignments, groups, sizes[: reach.probes].sum(0), reach, products
+    members = Members(tmp_path / "members", assignments, CLUSTERS, reach.probes)
+    for block in members.missing():
+        members.make(block)
+    tools = assignments, members, groups, sizes[: reach.probes].sum(0), reach, products
     search = ClusterSearch(embeddings, window, *tools, most, 1 << 30)
     found = list(search.find(range(len(groups))))
     joined = Pairs.join([one.pairs for one in found])
@@ -95,18 +100,18 @@ def test_candidates_are_the_pairs_that_meet(
     above = np.float32(0.95)
     assert sum(one.above for one in found) == sum(row[2] > above for row in meeting)
     # Clusters gathered a few at a time find the same.
-    gathered, memory, members = list[range](), 20_000, assignments.members
+    gathered, memory, gather = list[range](), 20_000, members.of
 
-    def gather(span: range, probes: int) -> Any:
+    def spied(span: range) -> Any:
         gathered.append(span)
-        return members(span, probes)
+        return gather(span)
 
-    monkeypatch.setattr(assignments, "members", gather)
+    monkeypatch.setattr(members, "of", spied)
     search = ClusterSearch(embeddings, window, *tools, most, memory)
     for number, one in enumerate(search.find(range(len(groups)))):
         assert rows(one.pairs) == rows(found[number].pairs)
     assert [cluster for span in gathered for cluster in span] == list(range(CLUSTERS))
-    held = [assignments.sizes(CLUSTERS)[: reach.probes, span].sum() for span in gathered]
+    held = [assignments.sizes(CLUSTERS, range(5))[: reach.probes, span].sum() for span in gathered]
     assert all(
         40 * some <= memory or span in groups for some, span in zip(held, gathered, strict=True)
     )
@@ -123,7 +128,7 @@ def test_probes_needed_and_sizes_say_what_a_reach_does(
     anchor, neighbor = (np.array([row[place] for row in pairs]) for place in (0, 1))
     assert np.array_equal(assignments.of(anchor), nearest[anchor])
     needed = probes_needed(assignments.of(anchor), assignments.of(neighbor))
-    sizes = assignments.sizes(CLUSTERS)
+    sizes = assignments.sizes(CLUSTERS, range(5))
     for reach in (Reach(1, 1), Reach(1, 4), Reach(2, 3), Reach(4, 9)):
         found = [meet(nearest[a], nearest[b], reach) for a, b, _ in pairs]
         assert (needed[reach.overlap - 1] <= reach.probes).tolist() == found, f"seed {SEED}"
