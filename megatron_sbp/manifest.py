@@ -22,7 +22,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -210,6 +210,11 @@ def fingerprint(path: str | Path) -> dict[str, Any]:
     return found
 
 
+def fingerprints(paths: Iterable[str | Path]) -> dict[str, dict[str, Any]]:
+    """``fingerprint`` of every file, by path."""
+    return {str(path): fingerprint(path) for path in paths}
+
+
 def _read_fingerprint(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file, from all of its bytes."""
     check_regular(path)
@@ -325,9 +330,7 @@ class Stage:
         manifest = Manifest(
             stage=name,
             options=json.loads(json.dumps(dict(options))),
-            inputs=dict(inputs)
-            if isinstance(inputs, Mapping)
-            else {str(path): fingerprint(path) for path in inputs},
+            inputs=dict(inputs) if isinstance(inputs, Mapping) else fingerprints(inputs),
         )
         stage = cls(directory, manifest, complete=False, resumable=resumable)
         if (directory / FILENAME).exists():

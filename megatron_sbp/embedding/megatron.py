@@ -26,7 +26,6 @@ from megatron_sbp.embedding.transformer import (
     check_length,
 )
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import fingerprint
 from megatron_sbp.models import export, vocabulary
 from megatron_sbp.models.checkpoint import MegatronCheckpoint
 from megatron_sbp.npy import open_npy, save_npy
@@ -108,8 +107,8 @@ class MegatronSpec(TransformerSpec):
     def settings(self) -> dict[str, Any]:
         """Every field but where it lies and runs, and one checksum of the checkpoint's files."""
         checkpoint, digest = MegatronCheckpoint(self.saved), hashlib.sha256()
-        for path in checkpoint.files():
-            digest.update(f"{path.name} {fingerprint(path)['sha256']}\n".encode())
+        for path, entry in checkpoint.fingerprints().items():
+            digest.update(f"{Path(path).name} {entry['sha256']}\n".encode())
         own: dict[str, Any] = {
             "encoder": PREFIX + checkpoint.directory.name,
             "layer": self.layer,

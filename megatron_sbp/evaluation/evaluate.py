@@ -16,7 +16,7 @@ from megatron_sbp.corpus.tokenizer import Tokenizer
 from megatron_sbp.errors import InputError
 from megatron_sbp.evaluation import tasks as harness
 from megatron_sbp.evaluation.perplexity import Plan, Scorer, collect, score
-from megatron_sbp.manifest import Manifest, Stage, atomic_write, peak_memory_bytes
+from megatron_sbp.manifest import Manifest, Stage, atomic_write, fingerprints, peak_memory_bytes
 from megatron_sbp.models import export, vocabulary
 from megatron_sbp.models.checkpoint import MegatronCheckpoint
 from megatron_sbp.npy import open_npy
@@ -169,11 +169,13 @@ def _open_stage(options: EvaluateOptions, inputs: _Inputs) -> Stage:
             "dtype": options.dtype,
             "tasks": {task: options.task_shots.get(task) for task in options.tasks},
         },
-        inputs=[
-            *(path for corpus in inputs.sources.values() for path in corpus.files()),
-            *inputs.checkpoint.files(),
-            *(sorted(filter(Path.is_file, Path(given).rglob("*"))) if given else []),
-        ],
+        inputs=fingerprints(
+            [
+                *(path for corpus in inputs.sources.values() for path in corpus.files()),
+                *(sorted(filter(Path.is_file, Path(given).rglob("*"))) if given else []),
+            ]
+        )
+        | inputs.checkpoint.fingerprints(),
         resumable=True,
     )
 

@@ -6,6 +6,7 @@ checkpoint was saved with: the ``torch_dist`` format stores global tensors.
 
 import contextlib
 import io
+import json
 import logging
 import math
 import re
@@ -17,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sbp.errors import InputError
+from megatron_sbp.manifest import fingerprints
 from megatron_sbp.models.checkpoint_metadata import read_metadata
 
 LATEST = "latest_checkpointed_iteration.txt"
+INTEGRITY = "integrity.json"
+"""What Megatron writes beside the files of a checkpoint with ``--verify-integrity``."""
 _METADATA = ".metadata"
 _COMMON = "common.pt"  # what older releases of Megatron keep the arguments in
 _COMMON_ENTRY = "common_state/shard_0_1"  # where newer ones do
@@ -54,6 +58,36 @@ class MegatronCheckpoint:
     def files(self) -> list[Path]:
         """Every file of the checkpoint, sorted."""
         return sorted(path for path in self.directory.iterdir() if path.is_file())
+
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Size and SHA-256 of every file, by path.
+
+        Raises:
+            InputError: If Megatron has recorded others, as it does with ``--verify-integrity``.
+        """
+        found = fingerprints(self.files())
+        for name, recorded in self._recorded().items():
+            path = self.directory / name
+            now = found.get(str(path), {"sha256": "missing"})["sha256"]
+            if now != recorded:
+                raise InputError(
+                    f"{path}: is not as Megatron saved it (sha256 {now[:12]}; {INTEGRITY} says "
+                    f"{recorded[:12]}); copy it again, or give an earlier checkpoint"
+                )
+        return found
+
+    def _recorded(self) -> dict[str, str]:
+        """SHA-256 by file name; nothing where Megatron has recorded none."""
+        path = self.directory / INTEGRITY
+        if not path.exists():
+            return {}
+        try:
+            recorded = json.loads(path.read_text())["files"]
+            if not all(isinstance(value, str) for value in recorded.values()):
+                raise ValueError("a checksum is no text")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise self._unreadable(INTEGRITY, error) from None
+        return dict(recorded)
 
     @cached_property
     def args(self) -> Namespace:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_sbp.models.checkpoint import LATEST
+from megatron_sbp.manifest import fingerprint
+from megatron_sbp.models.checkpoint import INTEGRITY, LATEST
 
 RELEASE = "release"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
@@ -64,6 +65,8 @@ def write(directory: Path, args: Namespace, weights: Sequence[StoredWeight], dty
     (plan,) = writer.prepare_global_plan(plans)
     writer.finish(metadata, [writer.write_data(plan, sources).wait()])
     (release / "metadata.json").write_text(json.dumps(_FORMAT))
+    sums = {path.name: fingerprint(path)["sha256"] for path in sorted(release.iterdir())}
+    (release / INTEGRITY).write_text(json.dumps({"algorithm": "sha256", "files": sums}))
     (directory / LATEST).write_text(RELEASE)
 
 

@@ -44,7 +44,7 @@ def export(options: ExportOptions) -> Manifest:
         options.output,
         "export",
         options={"tokenizer": options.tokenizer, "max_shard_size": options.max_shard_size},
-        inputs=checkpoint.files(),
+        inputs=checkpoint.fingerprints(),
     ) as stage:
         if not stage.complete:
             tokenizer = Tokenizer(options.tokenizer or tokenizer_directory(checkpoint))

@@ -4,11 +4,12 @@ import json
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from megatron_sbp.corpus.tokenizer import FILENAME as TOKENIZER
 from megatron_sbp.corpus.tokenizer import Tokenizer
 from megatron_sbp.errors import InputError, require
+from megatron_sbp.manifest import fingerprints
 from megatron_sbp.models import export, vocabulary
 from megatron_sbp.models.checkpoint import MegatronCheckpoint, is_megatron
 from megatron_sbp.ranks import Ranks
@@ -35,6 +36,13 @@ class Source(Protocol):
 
     def files(self) -> list[Path]:
         """The files that decide what the model computes, sorted."""
+
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Size and SHA-256 of these files, by path.
+
+        Raises:
+            InputError: If one is not as it was saved, where that is known.
+        """
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that is not the model's.
@@ -91,6 +99,10 @@ class MegatronSource:
     def files(self) -> list[Path]:
         """The files of the checkpoint."""
         return self._checkpoint.files()
+
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Theirs."""
+        return self._checkpoint.fingerprints()
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that is not the model's, and a model that cannot be exported."""
@@ -150,6 +162,10 @@ class HuggingFaceSource:
     def files(self) -> list[Path]:
         """Configuration and weights."""
         return sorted(path for pattern in _WEIGHTS for path in self._directory.glob(pattern))
+
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Theirs."""
+        return fingerprints(self.files())
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse a tokenizer that is not the model's."""

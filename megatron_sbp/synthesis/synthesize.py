@@ -16,7 +16,7 @@ from megatron_sbp.corpus.indexed import optimal_dtype
 from megatron_sbp.corpus.template import Template
 from megatron_sbp.corpus.tokenizer import Tokenizer
 from megatron_sbp.errors import InputError
-from megatron_sbp.manifest import Manifest, Stage, atomic_write, peak_memory_bytes
+from megatron_sbp.manifest import Manifest, Stage, atomic_write, fingerprints, peak_memory_bytes
 from megatron_sbp.mining.pairs import PairStore
 from megatron_sbp.npy import open_npy
 from megatron_sbp.ranks import Ranks
@@ -71,7 +71,7 @@ class _Inputs:
     source: model.Source
     """The model."""
     files: list[Path]
-    """All of it that decides the output."""
+    """All of it that decides the output, but the model's."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -103,7 +103,6 @@ def _open_inputs(options: SynthesizeOptions, ranks: Ranks) -> _Inputs:
     if options.weights_file:
         files.append(Path(options.weights_file))
     source = model.find(options.load, options.engine)
-    files += source.files()
     return _Inputs(corpus=corpus, neighbors=neighbors, source=source, files=files)
 
 
@@ -112,7 +111,7 @@ def _open_stage(options: SynthesizeOptions, inputs: _Inputs) -> Stage:
         Path(options.output_prefix).parent,
         "synthesize",
         options=options.content(),
-        inputs=inputs.files,
+        inputs=fingerprints(inputs.files) | inputs.source.fingerprints(),
         resumable=True,
     )
 

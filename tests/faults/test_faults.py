@@ -41,7 +41,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("fault", "command", "number"), trials())
+@pytest.mark.parametrize(("fault", "command", "number"), list(trials()))
 def test_a_fault(fault: Fault, command: Command, number: int, loop: Loop, tmp_path: Path) -> None:
     if fault.mounts and not has_namespaces():
         pytest.skip("mounting file systems needs root")

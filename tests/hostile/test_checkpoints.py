@@ -1,6 +1,7 @@
 """Checkpoints from anywhere: no pickle in them runs, and damage is named."""
 
 import io
+import json
 import pickle
 import shutil
 from argparse import Namespace
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from megatron_sbp.errors import InputError
 from megatron_sbp.models import layout
-from megatron_sbp.models.checkpoint import MegatronCheckpoint
+from megatron_sbp.models.checkpoint import INTEGRITY, MegatronCheckpoint
 from megatron_sbp.models.checkpoint_metadata import read_metadata
 from megatron_sbp.models.checkpoint_writer import StoredWeight, write
 from tests.hostile.fuzz import damaged, fuzzed, refused
@@ -133,6 +134,46 @@ def test_damaged_metadata(
     assert args.hidden_size == 6
     for name, weight in weights.items():
         assert tuple(weight.shape) == shapes[name]
+
+
+@fuzzed(40)
+@given(data=st.data())
+def test_damaged_files_are_named(
+    data: st.DataObject, whole: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """By the checksums that Megatron writes with --verify-integrity, as our writer does."""
+    checkpoint, files = copy(whole, tmp_path_factory.mktemp("damaged") / "copy")
+    path = data.draw(st.sampled_from(checkpoint.files()))
+    raw = path.read_bytes()
+    path.write_bytes(data.draw(damaged(raw)))
+    if path.read_bytes() == raw:
+        assert set(checkpoint.fingerprints()) == {str(file) for file in files.iterdir()}
+    elif path.name != INTEGRITY:
+        refused(checkpoint.fingerprints, f"{path.name}: is not as Megatron saved it")
+    else:
+        # Whatever is in the list: it is refused, or it says of each file what that file is.
+        try:
+            found = checkpoint.fingerprints()
+        except InputError:
+            return
+        for name, checksum in json.loads(path.read_text())["files"].items():
+            assert found[str(files / name)]["sha256"] == checksum
+
+
+def test_megatron_finds_the_checksums_right(whole: Path) -> None:
+    from megatron.core.dist_checkpointing.validation import verify_integrity_manifest
+
+    verify_integrity_manifest(str(MegatronCheckpoint(whole).directory))
+
+
+def test_a_lost_file_is_named(whole: Path, tmp_path: Path) -> None:
+    checkpoint, files = copy(whole, tmp_path / "copy")
+    (files / "metadata.json").unlink()
+    refused(
+        checkpoint.fingerprints, r"metadata\.json: is not as Megatron saved it \(sha256 missing"
+    )
+    (files / INTEGRITY).unlink()
+    assert len(checkpoint.fingerprints()) == len(checkpoint.files())
 
 
 @pytest.mark.parametrize("text", ["", "-1", "../x", "release/..", "٣٣", "9" * 5000, "\0", "\udcff"])
