@@ -78,7 +78,7 @@ class Lock:
     """Of a run on the directory that it saves to, until this process ends.
 
     Args:
-        directory: Megatron's ``--save``.
+        directory: Megatron's ``--save``; what killed runs have left in it is removed.
 
     Raises:
         InputError: If another run has it.
@@ -92,6 +92,7 @@ class Lock:
             raise InputError(
                 f"{directory}: another run is writing this output; wait for it or stop it"
             )
+        remove_abandoned(directory)
 
     def remove(self) -> None:
         """Remove the file; the run is complete."""

@@ -45,12 +45,15 @@ def test_a_tracker_with_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
+    """Which is killed while it writes its manifest, of which nothing stays."""
     program = (
         "import sys\n"
+        "from megatron_sbp.files import atomic_write\n"
         "from megatron_sbp.training.interruption import Lock\n"
         "lock = Lock(sys.argv[1])\n"
-        "print('locked', flush=True)\n"
-        "sys.stdin.read()\n"
+        "with atomic_write(sys.argv[1] + '/manifest.json'):\n"
+        "    print('locked', flush=True)\n"
+        "    sys.stdin.read()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)],
