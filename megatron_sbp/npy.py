@@ -9,6 +9,7 @@ import io
 import math
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -33,7 +34,15 @@ def open_npy(path: str | Path) -> np.ndarray:
         _check_size(shape, dtype, size - offset)
         if size == offset:  # nothing to map
             return np.empty(shape, dtype, order)
-        return np.memmap(file, dtype, "r", offset, shape, order)
+        # A plain array: to take a part of an np.memmap costs several times as much.
+        return np.asarray(np.memmap(file, dtype, "r", offset, shape, order))
+
+
+def positions(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Every distinct value of an array of integers [n], rising, with where it is, rising."""
+    order = np.argsort(values, kind="stable")
+    distinct, firsts = np.unique(values[order], return_index=True)
+    yield from zip(distinct.tolist(), np.split(order, firsts[1:]), strict=True)
 
 
 def create_npy(path: str | Path, dtype: DTypeLike, count: int) -> np.memmap:

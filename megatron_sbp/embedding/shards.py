@@ -10,11 +10,11 @@ import numpy as np
 
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
+from megatron_sbp.files import most_open
 from megatron_sbp.manifest import Manifest
-from megatron_sbp.npy import open_npy
+from megatron_sbp.npy import open_npy, positions
 
 _NAME = re.compile(r"embeddings-([0-9]{1,9})-of-([0-9]{1,9})\.npy")
-_OPEN_SHARDS = 64  # Every open memory map holds a file descriptor.
 _CHECKED = 1 << 15  # Numbers checked at a time.
 _NORM_TOLERANCE = 1e-2  # Rounding a unit row to float16 changes its norm by less than 1e-3.
 
@@ -80,7 +80,7 @@ class Embeddings:
             raise InputError(f"{self.directory}: the shards hold no rows; embed a corpus")
         self.manifest = Manifest.read_if_there(self.directory, "embed", "embed_documents.py")
         """The manifest beside the shards, None if another tool wrote them."""
-        self.shard = lru_cache(maxsize=_OPEN_SHARDS)(lambda number: open_shard(self.paths[number]))
+        self.shard = lru_cache(maxsize=most_open())(lambda number: open_shard(self.paths[number]))
         """Memory map of a shard by its number."""
 
     def __len__(self) -> int:
@@ -115,9 +115,8 @@ class Embeddings:
         """Rows of the given documents (int64 [n], any order) as float16 [n, d]."""
         rows = np.empty((len(documents), self.dimensions), dtype=np.float16)
         shards = np.searchsorted(self.offsets, documents, side="right") - 1
-        for shard in np.unique(shards):
-            where = np.flatnonzero(shards == shard)
-            rows[where] = self.shard(int(shard))[documents[where] - self.offsets[shard]]
+        for shard, where in positions(shards):
+            rows[where] = self.shard(shard)[documents[where] - self.offsets[shard]]
         self.check(rows, documents)
         return rows
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megatron_sbp.embedding.shards import Embeddings
+from megatron_sbp.files import most_open
 from megatron_sbp.mining.arrays import map_arrays, save_arrays
 from megatron_sbp.mining.best import Best
 from megatron_sbp.mining.centroids import assign
@@ -28,13 +29,13 @@ from megatron_sbp.mining.pairs import Pairs
 from megatron_sbp.mining.products import Products
 from megatron_sbp.mining.recall import Recall, estimate
 from megatron_sbp.mining.window import Window
+from megatron_sbp.npy import positions
 
 if TYPE_CHECKING:
     import torch
 
 _UNITS = (64, 4096)  # Pieces of work, at least and at most: enough to share them evenly.
 _UNIT_COST = 1e8  # Of a piece, in pairs compared, if that makes a number between these.
-_OPEN_FILES = 128  # Every open memory map holds a file descriptor.
 _SMALL = 1024  # Clusters of fewer documents are compared in float32: coding would cost more.
 _MEMBER = 40  # Bytes of a document of a cluster while clusters are gathered, copies included.
 _READ_COST = 500  # Fetching a document costs as much as comparing it with this many others.
@@ -82,7 +83,7 @@ class Assignments(BlockFiles):
         super().__init__(directory, blocks)
         self._starts = np.array([start for start, _ in blocks])
         # Opening a file takes longer than reading what a small cluster needs of it.
-        self._open = lru_cache(maxsize=_OPEN_FILES)(self._map)
+        self._open = lru_cache(maxsize=most_open())(self._map)
 
     def make(
         self, block: int, rows: np.ndarray, centroids: np.ndarray, device: "torch.device"
@@ -99,8 +100,7 @@ class Assignments(BlockFiles):
         """Nearest clusters of some documents (int64 [n], any order), int32 [n, ...]."""
         blocks = np.searchsorted(self._starts, documents, side="right") - 1
         found = np.empty((len(documents), self[0].shape[1]), dtype=np.int32)
-        for block in np.unique(blocks):
-            here = np.flatnonzero(blocks == block)
+        for block, here in positions(blocks):
             found[here] = self[block][documents[here] - self._starts[block]]
         return found
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_sbp.files import most_open
 from megatron_sbp.mining.arrays import map_arrays, save_arrays
 from megatron_sbp.mining.layout import Block
 from megatron_sbp.mining.pairs import COLUMNS, Pairs
-
-_OPEN_PARTS = 128  # Files that a process keeps mapped: each takes a descriptor, often of 1,024.
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -67,7 +66,7 @@ class Parts:
         assert max(stop - start for start, stop in blocks) <= 1 << 31
         self.directory, self.blocks = directory, blocks
         self._starts = np.array([start for start, _ in blocks], dtype=np.int64)
-        self.open = functools.lru_cache(_OPEN_PARTS)(self._open)
+        self.open = functools.lru_cache(most_open())(self._open)
 
     def path(self, number: int, kind: str = "part") -> Path:
         """Where a file for the block with this number is or will be.

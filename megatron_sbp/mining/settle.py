@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_sbp.cli import Progress
+from megatron_sbp.files import most_open
 from megatron_sbp.mining.arrays import map_arrays, save_arrays
 from megatron_sbp.mining.layout import Block
 from megatron_sbp.mining.pairs import (
@@ -31,7 +32,6 @@ from megatron_sbp.ranks import Ranks
 
 _RULES = ("other_direction", "beyond_anchors_per_neighbor")
 _ROWS = 1 << 23  # Held before the cap is applied to them: some hundreds of megabytes.
-_OPEN_FILES = 128  # Kept mapped, beside those of the parts.
 
 
 @dataclass(kw_only=True, slots=True)
@@ -155,7 +155,7 @@ class _Drops:
     def __init__(self, parts: Parts, one_direction: bool, cap: int):
         self.parts, self._one_direction, self._cap = parts, one_direction, cap
         self._kind = f"dropped-{'one' if one_direction else 'both'}-{cap}"
-        self.open = functools.lru_cache(_OPEN_FILES)(self._open)
+        self.open = functools.lru_cache(most_open())(self._open)
 
     def _path(self, target: int) -> Path:
         return self.parts.path(target, self._kind)
