@@ -42,7 +42,7 @@ def positions(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Every distinct value of an array of integers [n], rising, with where it is, rising."""
     order = np.argsort(values, kind="stable")
     distinct, firsts = np.unique(values[order], return_index=True)
-    yield from zip(distinct.tolist(), np.split(order, firsts[1:]), strict=True)
+    yield from zip(distinct.tolist(), np.split(order, firsts)[1:], strict=True)
 
 
 def create_npy(path: str | Path, dtype: DTypeLike, count: int) -> np.memmap:

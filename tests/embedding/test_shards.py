@@ -1,10 +1,13 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron_sbp.corpus.documents import Corpus
-from megatron_sbp.embedding.shards import Embeddings, check_corpus, shard_name
+from megatron_sbp.embedding import shards
+from megatron_sbp.embedding.shards import Embeddings, check_corpus, open_shard, shard_name
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
 
@@ -37,11 +40,35 @@ def test_rows_and_take_are_the_concatenation(tmp_path: Path) -> None:
     assert embeddings.rows(0, 50).dtype == np.float16
 
 
-def test_more_shards_than_are_kept_open(tmp_path: Path) -> None:
-    vectors = unit(200)
+@pytest.mark.parametrize(("most", "opened"), [(10, 600), (100, 100)])
+def test_shards_are_kept_open_as_far_as_that_is_allowed(
+    most: int, opened: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, paths = unit(200), list[Path]()
+    monkeypatch.setattr(shards, "most_open", lambda: most)
     embeddings = Embeddings(write(tmp_path, np.split(vectors, 100)))
-    for _ in range(2):
+
+    def spied(path: Path) -> np.ndarray:
+        paths.append(path)
+        return open_shard(path)
+
+    monkeypatch.setattr(shards, "open_shard", spied)
+    for _ in range(3):
         assert np.array_equal(embeddings.rows(0, 200), vectors)
+        assert np.array_equal(embeddings.take(np.arange(200)[::-1]), vectors[::-1])
+    assert len(paths) == opened
+
+
+@pytest.mark.parametrize(("soft", "hard", "most"), [(20, 400, 64), (256, 1600, 200)])
+def test_the_soft_limit_of_open_files_is_raised(soft: int, hard: int, most: int) -> None:
+    program = (
+        "import resource\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
+        "from megatron_sbp.files import most_open\n"
+        "print(most_open(), *resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.split() == [b"%d" % number for number in (most, hard, hard)]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.9])

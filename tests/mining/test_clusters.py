@@ -121,6 +121,23 @@ def test_candidates_are_the_pairs_that_meet(
         assert rows(one.pairs) == rows(found[number].pairs)
 
 
+def test_members_of_blocks_behind_2_to_the_32_documents(
+    embeddings: Embeddings, nearest: np.ndarray, tmp_path: Path
+) -> None:
+    far = (1 << 32) - 7
+    assignments = Assignments(tmp_path / "assigned", [(0, 20), (far, far + 300)])
+    places = centroids.train(embeddings, CLUSTERS, SEED, Ranks(), CPU)
+    members = Members(tmp_path / "members", assignments, CLUSTERS, 3)
+    for block, rows_of in enumerate([embeddings.rows(0, 20), embeddings.rows(20, 320)]):
+        assignments.make(block, rows_of, places, CPU)
+        members.make(block)
+    ids = np.concatenate([np.arange(20), far + np.arange(300)])
+    for cluster, (found, at) in zip(range(2, 6), members.of(range(2, 6)), strict=True):
+        row, place = np.nonzero(nearest[:320, :3] == cluster)
+        assert np.array_equal(found, ids[row]) and np.array_equal(at, place)
+        assert np.array_equal(assignments.of(found)[:, :3], nearest[row, :3])
+
+
 def test_probes_needed_and_sizes_say_what_a_reach_does(
     embeddings: Embeddings, nearest: np.ndarray, assignments: Assignments
 ) -> None:
