@@ -2,6 +2,8 @@
 
 import errno
 import importlib
+import traceback
+from pathlib import Path
 from types import ModuleType
 
 
@@ -14,6 +16,7 @@ class InputError(Exception):
 
 
 _NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_SEMAPHORES = ("multiprocessing", "synchronize.py")
 # Of libraries that raise errors of their own. NumPy alone does not say why it wrote less.
 _SIGNS = ("No space left on device", "Disk quota exceeded", " requested and ")
 
@@ -25,12 +28,20 @@ def of_the_disk(error: Exception) -> InputError | None:
     named = isinstance(error, OSError) and error.errno in _NOT_WRITABLE
     if not named and not any(sign in str(error) for sign in _SIGNS):
         return None
-    where = getattr(error, "filename", None) or "the output"
+    where = getattr(error, "filename", None) or _place(error)
     reason = getattr(error, "strerror", None) or str(error)
     return InputError(
         f"{where}: cannot be written ({reason}); make room on that disk, and the same command "
         "goes on"
     )
+
+
+def _place(error: Exception) -> str:
+    """Where the disk is full, if the error names no file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    # The semaphores of a pool of processes are files, which Python does not name.
+    semaphore = frames and Path(frames[-1].filename).parts[-2:] == _SEMAPHORES
+    return "/dev/shm" if semaphore else "the output"
 
 
 def require(module: str, *, package: str, extra: str | None = None) -> ModuleType:

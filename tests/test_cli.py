@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from megatron_sbp import cli, errors
 from megatron_sbp.errors import InputError
+from tests.faults.job import has_namespaces
 
 
 @dataclass(kw_only=True, slots=True)
@@ -257,3 +258,20 @@ def test_require_names_what_to_install() -> None:
         errors.require("no_such_module_here", package="x", extra="gpu")
     with pytest.raises(InputError, match="pip install 'x'"):
         errors.require("no_such_module_here", package="x")
+
+
+_SEMAPHORES = """
+import multiprocessing
+from megatron_sbp import cli
+cli.run(lambda: print([multiprocessing.get_context("spawn").Lock() for _ in range(9)]))
+"""
+
+
+@pytest.mark.skipif(not has_namespaces(), reason="no mount namespaces: needs root on Linux")
+def test_a_full_dev_shm_is_named() -> None:
+    """Python does not: its semaphores lie there."""
+    mount = 'mount -t tmpfs -o size=4k tmpfs /dev/shm && exec "$1" -c "$2"'
+    command = ["unshare", "--mount", "sh", "-c", mount, "sh", sys.executable, _SEMAPHORES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: /dev/shm: cannot be written (No space left on device)")

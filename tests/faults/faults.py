@@ -233,5 +233,6 @@ FAULTS = [
           short=("preprocess",), holds=lambda command: command.ranks == 1),
     Fault(name="clock jumps", strike=clock_jumps, long=1, short=("mine",)),
     Fault(name="two runs at once", strike=two_at_once, long=1, short=("preprocess",)),
-    Fault(name="/dev/shm full", strike=memory_full, long=1, short=("mine, 2 ranks",), mounts=True),
+    Fault(name="/dev/shm full", strike=memory_full, long=1,
+          short=("preprocess", "mine, 2 ranks"), mounts=True),
 ]  # fmt: skip
