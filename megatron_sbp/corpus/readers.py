@@ -203,7 +203,7 @@ class FileSource:
                 for value in batch.column(0):
                     yield self._parquet_row(f"{file}:row {row}", value)
                     row += 1
-        except (arrow.lib.ArrowException, MemoryError) as error:
+        except (arrow.lib.ArrowException, MemoryError, UnicodeDecodeError) as error:
             raise _damaged(file, error) from None
         if row != table.metadata.num_rows:
             raise _damaged(file, f"{row:,} rows of {table.metadata.num_rows:,}")

@@ -56,8 +56,23 @@ def read_metadata(path: Path) -> Any:
     """
     # In memory: of a file as large as a damaged length says, the unpickler would make room for.
     metadata = _Unpickler(io.BytesIO(path.read_bytes())).load()
+    for name, entry in metadata.state_dict_metadata.items():
+        _check(name, entry)
     for stored in metadata.storage_data.values():
         name = stored.relative_path
         if name in ("", "..") or PurePath(name).name != name:
             raise ValueError(f"{name!r} is no file of its directory")
     return metadata
+
+
+def _check(name: Any, entry: Any) -> None:
+    """Raise unless an entry has what is asked of it: a pickle gives objects any attributes."""
+    import torch
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r:.40} is no name")
+    if isinstance(entry, TensorStorageMetadata) and not (
+        isinstance(entry.size, torch.Size) and isinstance(entry.properties.dtype, torch.dtype)
+    ):
+        raise TypeError(f"{name} has no size or no type")

@@ -116,6 +116,23 @@ def test_weights_that_are_not_all_there(size: tuple[int, int], whole: Path, tmp_
     refused(lambda: MegatronCheckpoint(files).read(layout.EMBEDDING), "its pieces are not all of")
 
 
+@pytest.mark.parametrize("attribute", ["state_dict_metadata", "properties", "size", "dtype", ""])
+def test_metadata_without_what_is_asked_of_it(attribute: str, whole: Path, tmp_path: Path) -> None:
+    _, files = copy(whole, tmp_path / "copy")
+    metadata = read_metadata(files / ".metadata")
+    entry = metadata.state_dict_metadata[layout.EMBEDDING]
+    if not attribute:  # of a name that is none
+        metadata.state_dict_metadata[7] = entry
+    elif attribute == "dtype":
+        entry.properties.dtype = 7
+    elif attribute == "size":
+        entry.size = 24
+    else:
+        delattr(entry if attribute == "properties" else metadata, attribute)
+    (files / ".metadata").write_bytes(pickle.dumps(metadata))
+    refused(lambda: MegatronCheckpoint(files).shapes, r"cannot read \.metadata")
+
+
 @fuzzed(40)
 @given(data=st.data())
 def test_damaged_metadata(

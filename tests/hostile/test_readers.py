@@ -196,6 +196,13 @@ def test_columns_that_are_no_text(column: pa.Array, tmp_path: Path) -> None:
     assert isinstance(fault, Fault) and fault.reason == "no text"
 
 
+def test_a_column_whose_name_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"text": ["a"], "another": ["b"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"another", b"an\x8dther"))
+    refused(lambda: read(path), "c.parquet: cannot be read to its end .*0x8d")
+
+
 class Caller:
     """A pickle of it makes a file."""
 
