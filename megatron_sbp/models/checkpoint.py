@@ -79,7 +79,7 @@ class MegatronCheckpoint:
     def _recorded(self) -> dict[str, str]:
         """SHA-256 by file name; nothing where Megatron has recorded none."""
         path = self.directory / INTEGRITY
-        if not path.exists():
+        if not path.is_file():
             return {}
         try:
             recorded = json.loads(path.read_text())["files"]
