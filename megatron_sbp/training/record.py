@@ -34,7 +34,7 @@ class RunRecord:
         self._writes = args.save is not None and args.rank == args.world_size - 1
         if self._writes:
             self._lock = Lock(args.save)
-            self._inputs = {path: manifest.fingerprint(path) for path in _inputs(args)}
+            self._inputs = manifest.fingerprints(_inputs(args))
             writer = MetricsWriter(args.save, global_vars._GLOBAL_TENSORBOARD_WRITER)
             global_vars._GLOBAL_TENSORBOARD_WRITER = writer
 

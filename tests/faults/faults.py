@@ -134,10 +134,10 @@ def input_damaged(trial: Trial, how: str) -> str:
 def silently_flipped(trial: Trial) -> str:
     """A bit of its output, the time of modification unchanged, as on a disk that fails."""
     shutil.copytree(trial.reference, trial.box)
-    listed = trial.pieces()
     if trial.command.trains:
-        files = (path for directory in trial.box.glob("iter_*") for path in directory.iterdir())
-        listed = sorted(path for path in files if path.name != INTEGRITY)
+        listed = sorted(set(trial.box.glob("iter_*/*")) - set(trial.box.glob(f"*/{INTEGRITY}")))
+    else:
+        listed = trial.pieces()
     path = trial.source.choice(listed)
     status = path.stat()
     trial.damage(path, "flip")
