@@ -14,13 +14,16 @@ What is mapped, and how:
   CPU's random state;
 * Megatron: no CUDA assertion at start, no torch.compile of small fused functions, no ``make`` of
   the dataset helpers, which the wheel ships compiled; a distributed optimizer that loads
-  checkpoints without Transformer Engine; a faster rotary embedding of packed rows.
+  checkpoints without Transformer Engine; a faster rotary embedding of packed rows;
+* Transformer Engine and Apex: Megatron takes optimizers and norms of theirs wherever they are
+  installed, so that it is told here that they are not.
 """
 
 import contextlib
 import functools
 import importlib.util
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -44,6 +47,9 @@ CPU_ARGUMENTS = [
     "--no-create-attention-mask-in-dataloader",
 ]
 """Megatron arguments that the CPU needs; they come last on the command line, so they win."""
+
+_CUDA_ONLY = ("transformer_engine", "apex", "amp_C")
+"""Modules that Megatron imports where it finds them; their kernels need a GPU."""
 
 _TYPE_NAMES = {
     torch.float32: "torch.cuda.FloatTensor",
@@ -116,6 +122,8 @@ def install() -> bool:
         print("no CUDA device: Megatron's training loop runs on the CPU (gloo)", flush=True)
         # Megatron asks for it with tensor parallelism; it orders kernels of a device that is not.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        for name in _CUDA_ONLY:
+            sys.modules[name] = None  # type: ignore[assignment]  # "cannot be imported"
         _map_torch_cuda()
         _mode = CudaToCpu()
         _mode.__enter__()

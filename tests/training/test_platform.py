@@ -3,9 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+from megatron_sbp.corpus.documents import Corpus
+from tests.training.runs import data, pretrain
 
 CHECK = """
 import torch
@@ -45,6 +49,18 @@ def test_cuda_calls_run_on_the_cpu() -> None:
     assert run.returncode == 0, run.stderr
     said = run.stdout.splitlines()
     assert said == ["no CUDA device: Megatron's training loop runs on the CPU (gloo)", "mapped"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_run_leaves_libraries_alone_that_need_a_gpu(
+    words_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVIDIA's containers have Transformer Engine and Apex also on machines without a GPU."""
+    for name in ("transformer_engine", "apex", "amp_C"):
+        (tmp_path / f"{name}.py").write_text("raise OSError('libcuda.so.1 is not here')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    run = pretrain(*data(words_corpus), "--train-iters", "2")
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-3000:]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
