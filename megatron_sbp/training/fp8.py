@@ -1,6 +1,7 @@
 """Whether a run with ``--fp8-format`` can start here: Transformer Engine, the chip, the shapes."""
 
 from argparse import Namespace
+from collections.abc import Iterator
 
 from megatron_sbp.errors import InputError
 
@@ -65,10 +66,11 @@ def _check_engine(args: Namespace) -> None:
 def check_shapes(args: Namespace) -> None:
     """Refuse layers and shapes that FP8 has no kernels for, whatever machine this is.
 
-    Matrix products need multiples of 16, of 32 for the blocks of mxfp8.
+    Matrix products need multiples of 16, of 32 for the blocks of mxfp8. What sequence parallelism
+    gathers must be whole blocks on every rank: Transformer Engine's ``assert_dim_for_all_gather``.
 
     Args:
-        args: Megatron's arguments, with ``--fp8-format``.
+        args: Megatron's arguments, completed by its validation, with ``--fp8-format``.
 
     Raises:
         InputError: Naming the argument, its value and the cure.
@@ -79,16 +81,34 @@ def check_shapes(args: Namespace) -> None:
             f"{args.transformer_impl}"
         )
     multiple = 32 if args.fp8_recipe == "mxfp8" else 16
-    tensor = args.tensor_model_parallel_size
-    shards = args.context_parallel_size * (tensor if args.sequence_parallel else 1)
-    shapes = {
-        "--seq-length x --micro-batch-size": args.seq_length * args.micro_batch_size / shards,
-        "--hidden-size": args.hidden_size / tensor,
-        "--ffn-hidden-size": args.ffn_hidden_size / tensor,
-    }
-    for name, size in shapes.items():
-        if size % multiple:
+    gathered = 128 if args.sequence_parallel and args.fp8_recipe == "blockwise" else multiple
+    for name, size, needed in [
+        *((name, size, gathered) for name, size in _input_shapes(args)),
+        *((name, size, multiple) for name, size in _weight_shapes(args)),
+    ]:
+        if size % needed:
+            parallel = " with --sequence-parallel" if needed > multiple else ""
             raise InputError(
-                f"{name} gives each rank {size:g}, and --fp8-recipe {args.fp8_recipe} needs a "
-                f"multiple of {multiple}: change it or the parallel sizes"
+                f"{name} gives each rank {size:g}, and --fp8-recipe {args.fp8_recipe}{parallel} "
+                f"needs a multiple of {needed}: change it or the parallel sizes"
             )
+
+
+def _input_shapes(args: Namespace) -> Iterator[tuple[str, float]]:
+    """Name and size on a rank of what goes into the layers: positions, then features."""
+    shards = args.context_parallel_size
+    if args.sequence_parallel:
+        shards *= args.tensor_model_parallel_size
+    yield "--seq-length x --micro-batch-size", args.seq_length * args.micro_batch_size / shards
+    rows = getattr(args, "eval_micro_batch_size", None) or args.micro_batch_size
+    yield "--seq-length x --eval-micro-batch-size", args.seq_length * rows / shards
+    yield "--hidden-size", args.hidden_size
+
+
+def _weight_shapes(args: Namespace) -> Iterator[tuple[str, float]]:
+    """Name and size on a rank of the other sides of the layers' weights."""
+    tensor, heads = args.tensor_model_parallel_size, args.num_attention_heads
+    groups = args.num_query_groups if args.group_query_attention else heads
+    yield "--kv-channels x --num-attention-heads", args.kv_channels * heads / tensor
+    yield "--kv-channels x 2 x --num-query-groups", args.kv_channels * 2 * groups / tensor
+    yield "--ffn-hidden-size", args.ffn_hidden_size / tensor

@@ -24,6 +24,10 @@ def arguments(**changes: Any) -> Any:
         "seq_length": 4096,
         "micro_batch_size": 1,
         "hidden_size": 3072,
+        "num_attention_heads": 24,
+        "group_query_attention": True,
+        "num_query_groups": 8,
+        "kv_channels": 128,
         "ffn_hidden_size": 8192,
     }
     return SimpleNamespace(**(values | changes))
@@ -51,6 +55,8 @@ def test_what_can_run_is_let_through(hopper: None) -> None:
     check_fp8(arguments())
     check_fp8(arguments(fp8_recipe="delayed"))
     check_fp8(arguments(fp8=None, transformer_impl="local", seq_length=17))
+    check_fp8(arguments(sequence_parallel=False, seq_length=48, hidden_size=48))
+    check_fp8(arguments(fp8_recipe="tensorwise", seq_length=96, hidden_size=48))
 
 
 @pytest.mark.parametrize(
@@ -63,8 +69,16 @@ def test_what_can_run_is_let_through(hopper: None) -> None:
         ),
         (
             {"seq_length": 4104, "context_parallel_size": 2},
-            "gives each rank 1026, .* multiple of 16",
+            "gives each rank 1026, .* blockwise with --sequence-parallel needs a multiple of 128",
         ),
+        (
+            {"seq_length": 4104, "sequence_parallel": False},
+            "gives each rank 4104, .* blockwise needs a multiple of 16",
+        ),
+        ({"seq_length": 64, "micro_batch_size": 4, "eval_micro_batch_size": 1}, "eval.* rank 32,"),
+        ({"hidden_size": 3136}, "--hidden-size gives each rank 3136, .* multiple of 128"),
+        ({"num_attention_heads": 3, "kv_channels": 24}, "--num-attention-heads gives each rank 36"),
+        ({"num_query_groups": 2, "kv_channels": 20}, "--num-query-groups gives each rank 40"),
         ({"ffn_hidden_size": 8200}, "--ffn-hidden-size gives each rank 4100"),
     ],
 )
