@@ -103,6 +103,7 @@ def validate_and_complete(args: Namespace) -> None:
         raise InputError("--sbp-pairs is given, but --sbp-objective is lm; set it to synthesis")
     if synthesis:
         _complete_synthesis(args)
+    _check_evaluation(args)
     check_fp8(args)
     check_checkpoints(args)
     set_weights(args)
@@ -134,6 +135,30 @@ def _complete_synthesis(args: Namespace) -> None:
     args.calculate_per_token_loss = True
     # The attention is causal within each segment of a row, which needs no mask.
     args.create_attention_mask_in_dataloader = False
+
+
+def _check_evaluation(args: Namespace) -> None:
+    """Refuse what Megatron (0.16 to 0.19) fails over only when it first evaluates."""
+    full, fails = getattr(args, "full_validation", False), "fails when it is first evaluated"
+    if full and not args.multiple_validation_sets:
+        raise InputError(f"--full-validation {fails} without --multiple-validation-sets: add that")
+    if (args.virtual_pipeline_model_parallel_size or 1) == 1:
+        return
+    if full:
+        raise InputError(
+            f"--full-validation with an interleaved pipeline {fails}: leave out one of the two"
+        )
+    rows = getattr(args, "eval_micro_batch_size", None) or args.micro_batch_size
+    batch = getattr(args, "eval_global_batch_size", None) or args.global_batch_size
+    parts = batch // (rows * args.data_parallel_size)
+    group = getattr(args, "microbatch_group_size_per_vp_stage", None)
+    least = group or args.pipeline_model_parallel_size
+    if args.eval_iters and parts < least:
+        raise InputError(
+            f"--eval-global-batch-size {batch} has {parts} micro-batches, and an interleaved "
+            f"pipeline {fails} with fewer than {least}: give "
+            f"{least * rows * args.data_parallel_size} or more"
+        )
 
 
 def check_local_layers(args: Namespace) -> None:
