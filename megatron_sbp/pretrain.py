@@ -7,6 +7,7 @@ datasets and the loss.
 import os
 import sys
 import time
+from functools import partial
 from typing import Any
 
 from megatron_sbp import lifeline
@@ -40,6 +41,7 @@ def main() -> None:
     from megatron_sbp.training import arguments as sbp_arguments
     from megatron_sbp.training.data import DatasetsProvider
     from megatron_sbp.training.interruption import mend_tracker
+    from megatron_sbp.training.layer_states import leave_out_missing
     from megatron_sbp.training.leaving import leaving
     from megatron_sbp.training.local_layers import local_block_spec
     from megatron_sbp.training.objective import forward_step
@@ -58,7 +60,7 @@ def main() -> None:
     if args.load is not None and args.rank == 0:  # Others read it when the model is built.
         mend_tracker(args.load)
     record = RunRecord(args, arguments, started=_START)
-    model_config.pre_wrap_hooks.append(record.count_parameters)
+    model_config.pre_wrap_hooks += [record.count_parameters, partial(leave_out_missing, args)]
     datasets = DatasetsProvider(args)
 
     set_startup_timestamps(program_start=_START, main_entry=time.time())

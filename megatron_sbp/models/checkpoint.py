@@ -122,6 +122,12 @@ class MegatronCheckpoint:
         return {name: tuple(entry.size) for name, entry in self._entries.items()}
 
     @cached_property
+    def states(self) -> set[str]:
+        """Names of the states that layers have beside their weights."""
+        names = (name.split("/")[0] for name in self._metadata.state_dict_metadata)
+        return {name for name in names if name.endswith("._extra_state")}
+
+    @cached_property
     def _metadata(self) -> Any:
         try:
             return read_metadata(self.directory / _METADATA)

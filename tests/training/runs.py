@@ -34,9 +34,18 @@ def data(corpus: Corpus) -> list[str]:
 
 
 def pretrain(
-    *arguments: str, processes: int = 1, drop: Sequence[str] = ()
+    *arguments: str,
+    processes: int = 1,
+    drop: Sequence[str] = (),
+    module: str = "megatron_sbp.pretrain",
 ) -> subprocess.CompletedProcess[str]:
     """Train with the small model; ``processes`` ranks under torchrun.
+
+    Args:
+        arguments: Added to those of the small model.
+        processes: Ranks.
+        drop: Flags of the small model that are left out.
+        module: What is run.
 
     Returns:
         The finished process, with its standard output and error.
@@ -46,10 +55,11 @@ def pretrain(
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command += ["-m"]
     small = [flag for flag in SMALL if flag not in drop]
-    command += ["megatron_sbp.pretrain", *small, *arguments]
+    command += [module, *small, *arguments]
     return subprocess.run(
         command,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # Megatron asks for the second one on a GPU before Blackwell.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
