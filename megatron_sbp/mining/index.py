@@ -31,11 +31,11 @@ class IndexSearch:
         blocks: The corpus, cut.
         directory: That of the index; see ``build_index``.
         parameters: Of FAISS's ParameterSpace, such as ``nprobe=16``; may be empty.
-        gpus: CUDA devices to search on, 0 for the CPU.
+        gpus: CUDA devices to search on, each with a copy of the index; none for the CPU.
 
     Raises:
-        InputError: If the index does not have such parameters, or a GPU cannot give such long
-            lists.
+        InputError: If the index does not have such parameters, or a GPU has no such index or
+            cannot give such long lists.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class IndexSearch:
         blocks: Sequence[Block],
         directory: Path,
         parameters: str,
-        gpus: int = 0,
+        gpus: Sequence[int] = (),
     ):
         import faiss
 
@@ -56,7 +56,10 @@ class IndexSearch:
         if gpus:
             check_gpu_lists(window.depth)
             self._wanted = min(self._wanted, _GPU_NEIGHBORS)
-            index = faiss.index_cpu_to_all_gpus(index, ngpu=gpus)
+            try:
+                index = faiss.index_cpu_to_gpus_list(index, gpus=list(gpus))
+            except RuntimeError as error:
+                raise _refused("this index on a GPU", error) from None
         self._index = index
         space: Any = faiss.GpuParameterSpace() if gpus else faiss.ParameterSpace()
         try:
@@ -85,6 +88,17 @@ class IndexSearch:
             above=int(np.sum(self._window.above(listed.score))),
             highest=float(listed.score.max(initial=-1)),
         )
+
+
+def share_of_gpus(count: int, local_rank: int, local_size: int) -> list[int]:
+    """The devices of a rank: a part of its machine's, or one that it shares where ranks are more.
+
+    Args:
+        count: Devices of the machine.
+        local_rank: Of the ranks on the machine.
+        local_size: How many ranks are on it.
+    """
+    return list(range(count))[local_rank::local_size] or [local_rank % count]
 
 
 def check_gpu_lists(depth: int) -> None:

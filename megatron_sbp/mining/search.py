@@ -14,7 +14,13 @@ from megatron_sbp.mining.arrays import map_arrays, save_arrays
 from megatron_sbp.mining.control import RandomSearch
 from megatron_sbp.mining.exact import ExactSearch, Triangle
 from megatron_sbp.mining.findings import Found, map_pairs, save_pairs
-from megatron_sbp.mining.index import INDEX, IndexSearch, build_index, check_gpu_lists
+from megatron_sbp.mining.index import (
+    INDEX,
+    IndexSearch,
+    build_index,
+    check_gpu_lists,
+    share_of_gpus,
+)
 from megatron_sbp.mining.layout import Block, Layout, Unit, shares
 from megatron_sbp.mining.loading import Loader, open_loader
 from megatron_sbp.mining.options import MineOptions
@@ -168,12 +174,14 @@ class Preparation:
             self._embeddings, options.factory, path, seed=options.seed, memory=options.memory_bytes
         )
 
-    def _gpus(self) -> int:
+    def _gpus(self) -> list[int]:
         """CUDA devices that FAISS can search on; without one it would find nothing, silently."""
         import faiss
 
         count = int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
-        return count if self._products.device.type == "cuda" else 0
+        if self._products.device.type != "cuda" or not count:
+            return []
+        return share_of_gpus(count, self._ranks.local_rank, self._ranks.local_size)
 
     def _clusters(self) -> Search:
         options = self._options

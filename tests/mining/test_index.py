@@ -1,5 +1,6 @@
 import errno
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from megatron_sbp.embedding.shards import Embeddings
 from megatron_sbp.errors import InputError
 from megatron_sbp.mining.control import RandomSearch
 from megatron_sbp.mining.findings import Found
-from megatron_sbp.mining.index import IndexSearch, build_index, check_gpu_lists
+from megatron_sbp.mining.index import IndexSearch, build_index, check_gpu_lists, share_of_gpus
 from megatron_sbp.mining.layout import cut
 from megatron_sbp.mining.pairs import PairStore
 from megatron_sbp.mining.window import Window
@@ -18,11 +19,14 @@ from tests.mining.test_pairs import Row, save
 from tests.mining.vectors import brute_force, clustered, write_shards
 
 WINDOW = Window(minimum=0.6, maximum=np.inf, depth=20)
+SEARCH_EVERYTHING = [("Flat", ""), ("IVF8,Flat", "nprobe=8"), ("IVF8,SQ8", "nprobe=8")]
 
 
-def search(embeddings: Embeddings, factory: str, parameters: str, path: Path) -> list[Row]:
+def search(
+    embeddings: Embeddings, factory: str, parameters: str, path: Path, gpus: Sequence[int] = ()
+) -> list[Row]:
     build_index(embeddings, factory, path, seed=0, memory=1 << 30)
-    finder = IndexSearch(embeddings, WINDOW, cut(400, 150), path, parameters)
+    finder = IndexSearch(embeddings, WINDOW, cut(400, 150), path, parameters, gpus)
     return listed(list(finder.find(range(3))))
 
 
@@ -30,14 +34,16 @@ def listed(found: list[Found]) -> list[Row]:
     return [row for one in found for row in rows(one.pairs)]
 
 
+def make_embeddings(box: Path) -> Embeddings:
+    return Embeddings(write_shards(box / "e", clustered(400, 24, 12, SEED), shards=2))
+
+
 @pytest.fixture
 def embeddings(tmp_path: Path) -> Embeddings:
-    return Embeddings(write_shards(tmp_path / "e", clustered(400, 24, 12, SEED), shards=2))
+    return make_embeddings(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("factory", "parameters"), [("Flat", ""), ("IVF8,Flat", "nprobe=8"), ("IVF8,SQ8", "nprobe=8")]
-)
+@pytest.mark.parametrize(("factory", "parameters"), SEARCH_EVERYTHING)
 def test_index_that_searches_everything_is_brute_force(
     factory: str, parameters: str, embeddings: Embeddings, tmp_path: Path
 ) -> None:
@@ -87,6 +93,15 @@ def test_lists_that_a_gpu_cannot_give() -> None:
     check_gpu_lists(2047)
     with pytest.raises(InputError, match=r"--candidates 2048: FAISS returns at most 2048"):
         check_gpu_lists(2048)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
+def test_ranks_divide_the_gpus_of_a_machine(ranks: int) -> None:
+    shares = [share_of_gpus(4, rank, ranks) for rank in range(ranks)]
+    held = sorted(gpu for share in shares for gpu in share)
+    # Each once, or one for each rank.
+    assert held == sorted([*range(4), *(rank % 4 for rank in range(4, ranks))])
+    assert {len(share) for share in shares} <= {4 // ranks, -(-4 // ranks)} - {0}
 
 
 def test_control_has_the_anchors_and_true_scores(tmp_path: Path) -> None:
