@@ -1,4 +1,4 @@
-.PHONY: setup quickstart smoke test test-parallelism test-faults test-versions test-core016 test-slurm clean
+.PHONY: setup quickstart smoke test test-gpu test-parallelism test-faults test-versions test-core016 test-slurm clean
 
 setup:
 	@sh tools/bootstrap.sh
@@ -11,10 +11,16 @@ quickstart: setup
 smoke: setup
 	.venv/bin/python tools/quickstart.py --smoke --output quickstart-smoke
 
+# All but tests/gpu, also where there is a GPU: these hold for machines without one.
 # The tests of slurm/ share one cluster, so they come after the others, one by one.
+test: export CUDA_VISIBLE_DEVICES =
 test: setup
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/slurm
 	.venv/bin/python -m pytest tests/slurm
+
+# What only a GPU runs; tests that need Transformer Engine, DALI, faiss-gpu or vLLM say so
+test-gpu: setup
+	.venv/bin/python -m pytest tests/gpu
 
 # Every layout with packed and with unpacked rows; `make test` has every layout once
 test-parallelism: setup

@@ -52,11 +52,13 @@ def training(arguments: Sequence[str]) -> list[str]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """An environment with so many threads, which sleep while they wait for each other.
+    """An environment with so many threads, which sleep while they wait for each other, and no GPU.
 
-    Threads that spin cost a third of the speed as soon as anything else runs on the machine.
+    Threads that spin cost a third of the speed as soon as anything else runs on the machine. A loop
+    divides the cores of a machine, and its recipes are for processes without a GPU.
     """
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"OMP_NUM_THREADS": str(max(1, threads))}
+    own = {"OMP_NUM_THREADS": str(max(1, threads)), "CUDA_VISIBLE_DEVICES": ""}
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | own
 
 
 def is_trained(box: str | Path, arguments: Sequence[str]) -> bool:

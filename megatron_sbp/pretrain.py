@@ -40,6 +40,7 @@ def main() -> None:
 
     from megatron_sbp.training import arguments as sbp_arguments
     from megatron_sbp.training.data import DatasetsProvider
+    from megatron_sbp.training.fp8 import check_engine
     from megatron_sbp.training.interruption import mend_tracker
     from megatron_sbp.training.layer_states import leave_out_missing
     from megatron_sbp.training.leaving import leaving
@@ -53,6 +54,7 @@ def main() -> None:
         raise InputError(
             "--async-save: the process that writes Megatron's checkpoints needs a GPU; leave it out"
         )
+    check_engine(args)
     model_config = gpt_config_from_args(args)
     if args.transformer_impl == "local":
         sbp_arguments.check_local_layers(args)

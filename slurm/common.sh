@@ -47,6 +47,7 @@ recipe() {
 # A job's environment reaches its steps even where sbatch was told to export none of its own.
 export SLURM_EXPORT_ENV=ALL
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+[ "$GPU" != cpu ] || export CUDA_VISIBLE_DEVICES=
 if [ -n "$NETWORK_INTERFACE" ]; then
     export NCCL_SOCKET_IFNAME=$NETWORK_INTERFACE GLOO_SOCKET_IFNAME=$NETWORK_INTERFACE
 fi

@@ -3,7 +3,7 @@
 # the graph. A stage whose box is complete is left out, so the same command continues a loop.
 #   INPUT   files of documents; or CORPUS, prefixes of a corpus that exists
 #   OUTPUT  directory of this run's boxes
-#   RECIPE  3b_200b (the default), 3b_1t, 6b_200b, 6b_1t, 300m_4b, quickstart or a path
+#   RECIPE  3b_200b (the default), 3b_1t, 6b_200b, 6b_1t, 300m_4b, quickstart (with GPU=cpu) or a path
 #   PARTS   jobs that synthesize (16)
 #   INPUT="dclm/*.jsonl.zst" OUTPUT=/scratch/sbp slurm/run_all.sh [--dry-run]
 

@@ -1,7 +1,8 @@
-"""Whether a run with ``--fp8-format`` can start here: Transformer Engine, the chip, the shapes."""
+"""Whether Transformer Engine can do what a run asks of it: layers, and FP8's chip and shapes."""
 
 from argparse import Namespace
 from collections.abc import Iterator
+from typing import Any
 
 from megatron_sbp.errors import InputError
 
@@ -28,19 +29,41 @@ def check_fp8(args: Namespace) -> None:
             f"--fp8-format {args.fp8} needs a GPU; this machine has none that torch sees"
         )
     check_shapes(args)
-    _check_engine(args)
+    _check_recipe(args)
 
 
-def _check_engine(args: Namespace) -> None:
-    """Version of Transformer Engine, and what it says of the chip."""
+def check_engine(args: Namespace) -> None:
+    """Refuse layers of Transformer Engine, which are Megatron's default, where it is not there.
+
+    Args:
+        args: Megatron's arguments.
+
+    Raises:
+        InputError: With the reason and both cures.
+    """
+    if args.transformer_impl == "transformer_engine":
+        _state_manager(
+            "--transformer-impl transformer_engine",
+            "or give --transformer-impl local --no-rope-fusion --no-gradient-accumulation-fusion",
+        )
+
+
+def _state_manager(flag: str, cure: str) -> Any:
+    """Transformer Engine's own account of what it can do here, for a flag that needs it."""
     try:
         from transformer_engine.pytorch.fp8 import FP8GlobalStateManager
-    except ImportError as error:
-        reason = str(error).splitlines()[0]
+    except (ImportError, OSError) as error:  # OSError: a library of CUDA is missing
+        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise InputError(
-            f"--fp8-format {args.fp8} needs Transformer Engine ({reason}); install "
-            '"transformer-engine[pytorch]" or use NVIDIA\'s PyTorch container'
+            f"{flag} needs Transformer Engine ({reason}); install "
+            f'"transformer-engine[pytorch]", use NVIDIA\'s PyTorch container, {cure}'
         ) from None
+    return FP8GlobalStateManager
+
+
+def _check_recipe(args: Namespace) -> None:
+    """Version of Transformer Engine, and what it says of the chip."""
+    manager = _state_manager(f"--fp8-format {args.fp8}", "or leave the flag out")
     from megatron.core.utils import get_te_version, is_te_min_version
 
     if args.fp8_recipe not in _RECIPES:
@@ -52,9 +75,9 @@ def _check_engine(args: Namespace) -> None:
             f"{get_te_version()}"
         )
     ask = {
-        "blockwise": FP8GlobalStateManager.is_fp8_block_scaling_available,
-        "mxfp8": FP8GlobalStateManager.is_mxfp8_available,
-    }.get(args.fp8_recipe, FP8GlobalStateManager.is_fp8_available)
+        "blockwise": manager.is_fp8_block_scaling_available,
+        "mxfp8": manager.is_mxfp8_available,
+    }.get(args.fp8_recipe, manager.is_fp8_available)
     supported, reason = ask()
     if not supported:
         raise InputError(

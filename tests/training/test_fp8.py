@@ -1,6 +1,7 @@
 """A run in FP8 that could not train is refused at its start, with the reason."""
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from megatron.core import utils as megatron_utils
 from packaging.version import Version
 
 from megatron_sbp.errors import InputError
-from megatron_sbp.training.fp8 import check_fp8
+from megatron_sbp.training.fp8 import check_engine, check_fp8
 
 
 def arguments(**changes: Any) -> Any:
@@ -103,5 +104,18 @@ def test_a_machine_without_a_gpu_is_named() -> None:
 def test_a_missing_transformer_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "transformer_engine", None)
-    with pytest.raises(InputError, match=r"needs Transformer Engine .*; install"):
+    with pytest.raises(InputError, match=r"--fp8-format hybrid needs Transformer Engine .*; inst"):
         check_fp8(arguments())
+    check_engine(arguments(transformer_impl="local"))
+    with pytest.raises(InputError, match=r"needs Transformer .*, or give --transformer-impl local"):
+        check_engine(arguments())
+
+
+def test_a_broken_transformer_engine_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "transformer_engine.py").write_text("raise OSError('libcudart.so: not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "transformer_engine", raising=False)
+    with pytest.raises(InputError, match=r"needs Transformer Engine \(libcudart.so: not found\)"):
+        check_engine(arguments())
