@@ -88,6 +88,13 @@ def hf(synthesizer: Path, words_corpus: Corpus, tmp_path_factory: pytest.TempPat
     return synthesize("hf", synthesizer, words_corpus, output)
 
 
+def test_hf_gives_the_documents_of_a_cpu(
+    synthesizer: Path, words_corpus: Corpus, hf: SyntheticCorpus, tmp_path: Path
+) -> None:
+    flags = ("--device", "cpu")
+    assert alike(synthesize("hf", synthesizer, words_corpus, tmp_path / "box", *flags), hf) > 0.8
+
+
 def test_megatron_gives_the_documents_of_hf(
     synthesizer: Path, words_corpus: Corpus, hf: SyntheticCorpus, tmp_path: Path
 ) -> None:
