@@ -123,7 +123,9 @@ def install() -> bool:
         # Megatron asks for it with tensor parallelism; it orders kernels of a device that is not.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         for name in _CUDA_ONLY:
-            sys.modules[name] = None  # type: ignore[assignment]  # "cannot be imported"
+            # "Cannot be imported"; what a command has imported before stays, since Megatron, which
+            # did that for it, goes on from there. Training is the one that must not have it.
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]
         _map_torch_cuda()
         _mode = CudaToCpu()
         _mode.__enter__()

@@ -101,9 +101,17 @@ def test_a_machine_without_a_gpu_is_named() -> None:
         check_fp8(arguments())
 
 
+def hide_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were not installed, though something may have imported it."""
+    for name in list(sys.modules):
+        if name.startswith("transformer_engine."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformer_engine", None)
+
+
 def test_a_missing_transformer_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setitem(sys.modules, "transformer_engine", None)
+    hide_engine(monkeypatch)
     with pytest.raises(InputError, match=r"--fp8-format hybrid needs Transformer Engine .*; inst"):
         check_fp8(arguments())
     check_engine(arguments(transformer_impl="local"))
@@ -115,7 +123,8 @@ def test_a_broken_transformer_engine_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "transformer_engine.py").write_text("raise OSError('libcudart.so: not found')")
+    hide_engine(monkeypatch)
+    monkeypatch.delitem(sys.modules, "transformer_engine")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "transformer_engine", raising=False)
     with pytest.raises(InputError, match=r"needs Transformer Engine \(libcudart.so: not found\)"):
         check_engine(arguments())
