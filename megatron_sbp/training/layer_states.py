@@ -10,6 +10,7 @@ from argparse import Namespace
 from typing import Any
 
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from megatron_sbp.errors import InputError
 from megatron_sbp.models.checkpoint import MegatronCheckpoint, is_megatron
@@ -20,12 +21,15 @@ _STATE = "_extra_state"  # torch's name for it
 def leave_out_missing(args: Namespace, model: list[Any]) -> list[Any]:
     """A ``pre_wrap_hook``: have the first loading leave out states that the checkpoint lacks.
 
-    That loading raises an ``InputError`` if the checkpoint lacks a weight.
+    That loading raises an ``InputError`` if the checkpoint lacks a weight. Whoever has given
+    ``--dist-ckpt-strictness`` has said what is to be done, and gets that.
 
     Args:
         args: Megatron's arguments.
         model: The chunks of it on this pipeline stage, which are returned.
     """
+    if args.dist_ckpt_strictness != StrictHandling.ASSUME_OK_UNEXPECTED.value:
+        return model
     given = [directory for directory in (args.load, args.pretrained_checkpoint) if directory]
     # What Megatron loads: its own checkpoint if there is one, or else what it starts from.
     directory = next(filter(is_megatron, given), None)

@@ -1,6 +1,7 @@
 """Checkpoints that lack states of layers are loaded, those that lack weights are not."""
 
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.models.checkpoint import MegatronCheckpoint
+from megatron_sbp.training.layer_states import leave_out_missing
 from tests.training.runs import data, pretrain, series
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs local layers on the CPU")
@@ -52,3 +54,14 @@ def test_a_missing_weight_is_an_error(start: Path, words_corpus: Corpus) -> None
     assert run.returncode == 2
     name = r"has no decoder\.layers\.mlp\.linear_fc2\.bias and others, which the model of this run"
     assert re.search(name, run.stderr.splitlines()[-1]), run.stderr[-3000:]
+
+
+@pytest.mark.parametrize("strictness", ["log_unexpected", "raise_all"])
+def test_strictness_that_was_given_is_megatrons_matter(start: Path, strictness: str) -> None:
+    chunk = torch.nn.Linear(1, 1)
+    before = dict(vars(chunk))
+    args = Namespace(load=None, pretrained_checkpoint=str(start), dist_ckpt_strictness=strictness)
+    assert leave_out_missing(args, [chunk]) == [chunk] and vars(chunk) == before
+    args.dist_ckpt_strictness = "assume_ok_unexpected"
+    leave_out_missing(args, [chunk])
+    assert vars(chunk) != before
