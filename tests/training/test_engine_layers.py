@@ -47,7 +47,8 @@ class Runs:
 
     def losses(self, module: str, *flags: str, lm: bool = False, processes: int = 1) -> np.ndarray:
         """The loss of every step, and at the end those on the held-out set."""
-        line = [*self._data, *([] if lm else self._tuning), "--train-iters", "20", *flags]
+        kind = ["--no-create-attention-mask-in-dataloader"] if lm else self._tuning
+        line = [*self._data, *kind, "--train-iters", "20", *flags]
         evaluation = ["--eval-global-batch-size", str(processes)]
         if "parallel-size" in " ".join(flags):  # one data-parallel rank; a pipeline takes a row
             evaluation = ["--micro-batch-size", "1"]
@@ -101,8 +102,7 @@ def test_other_paths_give_them_too(flag: str, runs: Runs, start: Path) -> None:
 
 @pytest.mark.parametrize("flags", [(), ("--dataloader-inter-document-masking",)])
 def test_plain_documents_give_them_too(flags: tuple[str, ...], runs: Runs, start: Path) -> None:
-    no_mask = "--no-create-attention-mask-in-dataloader"
-    line = ("--pretrained-checkpoint", str(start), no_mask, *flags)
+    line = ("--pretrained-checkpoint", str(start), *flags)
     np.testing.assert_allclose(
         runs.losses(ENGINE, *line, lm=True), runs.losses(LOCAL, *line, lm=True), rtol=1e-4
     )
@@ -126,3 +126,19 @@ def test_checkpoints_are_read_by_local_layers_and_exported(
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
         assert (weight - weights[1][name]).norm() < 1e-3 * weight.norm(), name
+
+
+def test_imported_checkpoints_are_read(
+    runs: Runs, local: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    """They have no state of any layer."""
+    exported, imported = tmp_path / "exported", tmp_path / "imported"
+    for tool, load, output in (
+        ("export_hf", local[0], exported),
+        ("import_hf", exported, imported),
+    ):
+        done = run_command(f"tools/{tool}.py", "--load", load, "--output", output)
+        assert done.returncode == 0, done.stderr
+    line = ("--pretrained-checkpoint", str(imported))
+    engine, plain = (runs.losses(module, *line, lm=True) for module in (ENGINE, LOCAL))
+    np.testing.assert_allclose(engine, plain, rtol=1e-4)
