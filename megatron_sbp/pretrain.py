@@ -40,13 +40,13 @@ def main() -> None:
 
     from megatron_sbp.training import arguments as sbp_arguments
     from megatron_sbp.training.data import DatasetsProvider
-    from megatron_sbp.training.fp8 import check_engine
     from megatron_sbp.training.interruption import mend_tracker
     from megatron_sbp.training.layer_states import leave_out_missing
     from megatron_sbp.training.leaving import leaving
     from megatron_sbp.training.local_layers import local_block_spec
     from megatron_sbp.training.objective import forward_step
     from megatron_sbp.training.record import RunRecord
+    from megatron_sbp.training.transformer_engine import check_engine
 
     args = parse_and_validate_args(extra_args_provider=sbp_arguments.add_sbp_arguments)
     sbp_arguments.validate_and_complete(args)

@@ -20,8 +20,8 @@ from megatron_sbp.errors import InputError
 from megatron_sbp.models.checkpoint import MegatronCheckpoint
 from megatron_sbp.ranks import Ranks
 from megatron_sbp.synthesis.engine import EngineOptions
-from megatron_sbp.training.fp8 import check_fp8
 from megatron_sbp.training.local_layers import local_block_spec
+from megatron_sbp.training.transformer_engine import check_fp8
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # What only training wants, or what the checkpoint was saved with and this run need not have.

@@ -7,7 +7,7 @@ from typing import Literal
 
 from megatron_sbp.errors import InputError
 from megatron_sbp.training.checkpoint_arguments import check_checkpoints
-from megatron_sbp.training.fp8 import check_fp8
+from megatron_sbp.training.transformer_engine import check_fp8
 
 
 @dataclass(kw_only=True)

@@ -17,9 +17,9 @@ from megatron.training import global_vars
 from megatron_sbp.errors import InputError
 from megatron_sbp.training.arguments import add_sbp_arguments, validate_and_complete
 from megatron_sbp.training.data import special_token
-from megatron_sbp.training.fp8 import check_shapes
 from megatron_sbp.training.lint.check import Check, Finding
 from megatron_sbp.training.sources import training_rows
+from megatron_sbp.training.transformer_engine import check_shapes
 
 # Of the chip that the run would find. From Blackwell (10) on, Megatron asks for no variables of the
 # environment, which here is not that of the run.

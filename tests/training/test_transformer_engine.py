@@ -1,4 +1,4 @@
-"""A run in FP8 that could not train is refused at its start, with the reason."""
+"""A run that Transformer Engine could not train is refused at its start, with the reason."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from megatron.core import utils as megatron_utils
 from packaging.version import Version
 
 from megatron_sbp.errors import InputError
-from megatron_sbp.training.fp8 import check_engine, check_fp8
+from megatron_sbp.training.transformer_engine import check_engine, check_fp8
 
 
 def arguments(**changes: Any) -> Any:
