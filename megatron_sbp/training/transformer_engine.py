@@ -1,5 +1,6 @@
 """Whether Transformer Engine can do what a run asks of it: layers, and FP8's chip and shapes."""
 
+import importlib
 from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
@@ -41,29 +42,30 @@ def check_engine(args: Namespace) -> None:
     Raises:
         InputError: With the reason and both cures.
     """
-    if args.transformer_impl == "transformer_engine":
-        _state_manager(
+    if args.transformer_impl == "transformer_engine" and args.spec is None:
+        _import(
+            "transformer_engine.pytorch",
             "--transformer-impl transformer_engine",
             "or give --transformer-impl local --no-rope-fusion --no-gradient-accumulation-fusion",
         )
 
 
-def _state_manager(flag: str, cure: str) -> Any:
-    """Transformer Engine's own account of what it can do here, for a flag that needs it."""
+def _import(module: str, flag: str, cure: str) -> Any:
+    """A module of Transformer Engine, for a flag that needs it."""
     try:
-        from transformer_engine.pytorch.fp8 import FP8GlobalStateManager
+        return importlib.import_module(module)
     except (ImportError, OSError) as error:  # OSError: a library of CUDA is missing
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise InputError(
             f"{flag} needs Transformer Engine ({reason}); install "
             f'"transformer-engine[pytorch]", use NVIDIA\'s PyTorch container, {cure}'
         ) from None
-    return FP8GlobalStateManager
 
 
 def _check_recipe(args: Namespace) -> None:
     """Version of Transformer Engine, and what it says of the chip."""
-    manager = _state_manager(f"--fp8-format {args.fp8}", "or leave the flag out")
+    flag, cure = f"--fp8-format {args.fp8}", "or leave the flag out"
+    manager = _import("transformer_engine.pytorch.fp8", flag, cure).FP8GlobalStateManager
     from megatron.core.utils import get_te_version, is_te_min_version
 
     if args.fp8_recipe not in _RECIPES:

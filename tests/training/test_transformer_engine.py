@@ -19,6 +19,7 @@ def arguments(**changes: Any) -> Any:
         "fp8": "hybrid",
         "fp8_recipe": "blockwise",
         "transformer_impl": "transformer_engine",
+        "spec": None,
         "tensor_model_parallel_size": 2,
         "context_parallel_size": 1,
         "sequence_parallel": True,
@@ -115,6 +116,7 @@ def test_a_missing_transformer_engine_is_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InputError, match=r"--fp8-format hybrid needs Transformer Engine .*; inst"):
         check_fp8(arguments())
     check_engine(arguments(transformer_impl="local"))
+    check_engine(arguments(spec=["layers_of_ones_own", "spec"]))
     with pytest.raises(InputError, match=r"needs Transformer .*, or give --transformer-impl local"):
         check_engine(arguments())
 
