@@ -22,6 +22,8 @@ from megatron_sbp.manifest import fingerprints
 from megatron_sbp.models.checkpoint_metadata import read_metadata
 
 LATEST = "latest_checkpointed_iteration.txt"
+STATE = "_extra_state"
+"""torch's name for what a layer keeps beside its weights."""
 INTEGRITY = "integrity.json"
 """What Megatron writes beside the files of a checkpoint with ``--verify-integrity``."""
 _METADATA = ".metadata"
@@ -125,7 +127,7 @@ class MegatronCheckpoint:
     def states(self) -> set[str]:
         """Names of the states that layers have beside their weights."""
         names = (name.split("/")[0] for name in self._metadata.state_dict_metadata)
-        return {name for name in names if name.endswith("._extra_state")}
+        return {name for name in names if name.endswith(STATE)}
 
     @cached_property
     def _metadata(self) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_sbp.manifest import fingerprint
-from megatron_sbp.models.checkpoint import INTEGRITY, LATEST
+from megatron_sbp.models.checkpoint import INTEGRITY, LATEST, STATE
 
 RELEASE = "release"
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
@@ -25,7 +25,7 @@ _STATES = [
     *("self_attention.q_layernorm", "self_attention.k_layernorm"),
     *("mlp.linear_fc1", "mlp.linear_fc2"),
 ]
-_FINAL_STATE = "decoder.final_layernorm._extra_state/shard_0_1"
+_FINAL_STATE = f"decoder.final_layernorm.{STATE}/shard_0_1"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class _Sources:
         self._weights, self._dtype, self._layers = weights, dtype, args.num_layers
         self._reads: dict[Any, Callable[[], Any]] = {}
         states = [
-            f"decoder.layers.{module}._extra_state/shard_{layer}_{self._layers}"
+            f"decoder.layers.{module}.{STATE}/shard_{layer}_{self._layers}"
             for module in _STATES
             for layer in range(self._layers)
         ]

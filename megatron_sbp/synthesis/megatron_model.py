@@ -17,7 +17,7 @@ from megatron.training.arguments import add_megatron_arguments
 from megatron.training.models.gpt import GPTModelBuilder
 
 from megatron_sbp.errors import InputError
-from megatron_sbp.models.checkpoint import MegatronCheckpoint
+from megatron_sbp.models.checkpoint import STATE, MegatronCheckpoint
 from megatron_sbp.ranks import Ranks
 from megatron_sbp.synthesis.engine import EngineOptions
 from megatron_sbp.training.local_layers import local_block_spec
@@ -174,7 +174,7 @@ def _load(model: torch.nn.Module, checkpoint: MegatronCheckpoint) -> None:
     """
     path = str(checkpoint.directory)
     parts = model.sharded_state_dict(metadata=dist_checkpointing.load_content_metadata(path))
-    wanted = {name: part for name, part in parts.items() if not name.endswith("_extra_state")}
+    wanted = {name: part for name, part in parts.items() if not name.endswith(STATE)}
     try:
         weights = dist_checkpointing.load({"model": wanted}, path)["model"]
     except (CheckpointingException, KeyError, RuntimeError, OSError) as error:

@@ -1,9 +1,9 @@
 """A checkpoint that has the weights of every layer, but not the state of every layer.
 
 Layers of Transformer Engine have a state beside their weights: what FP8 remembers of past steps,
-empty otherwise. Which layers have one depends on its release, and checkpoints of other layers (of a
-run on a CPU, of ``tools/import_hf.py``) lack some or all. Megatron would end the run over them;
-here those layers begin with a fresh one. A weight that is missing ends it, too, but by its name.
+empty otherwise. Which layers have one depends on its release, and checkpoints of local layers, such
+as those of a run on a CPU, lack some. Megatron would end the run over them; here those layers begin
+with a fresh one. A weight that is missing ends it, too, but by its name.
 """
 
 from argparse import Namespace
@@ -13,9 +13,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
 from megatron_sbp.errors import InputError
-from megatron_sbp.models.checkpoint import MegatronCheckpoint, is_megatron
-
-_STATE = "_extra_state"  # torch's name for it
+from megatron_sbp.models.checkpoint import STATE, MegatronCheckpoint, is_megatron
 
 
 def leave_out_missing(args: Namespace, model: list[Any]) -> list[Any]:
@@ -52,14 +50,14 @@ def _leave_out(chunk: Any, checkpoint: MegatronCheckpoint) -> None:
         return {
             name: part
             for name, part in parts.items()
-            if not name.endswith(_STATE) or part.key in states
+            if not name.endswith(STATE) or part.key in states
         }
 
     def known(_: Any, incompatible: Any) -> None:
         """Without this torch would call the absent ones missing."""
         hook.remove()
         missing = incompatible.missing_keys
-        missing[:] = [name for name in missing if not name.endswith(_STATE)]
+        missing[:] = [name for name in missing if not name.endswith(STATE)]
 
     chunk.sharded_state_dict = first
     hook = chunk.register_load_state_dict_post_hook(known)

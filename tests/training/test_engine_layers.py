@@ -131,7 +131,6 @@ def test_checkpoints_are_read_by_local_layers_and_exported(
 def test_imported_checkpoints_are_read(
     runs: Runs, local: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
-    """They have no state of any layer."""
     exported, imported = tmp_path / "exported", tmp_path / "imported"
     for tool, load, output in (
         ("export_hf", local[0], exported),
