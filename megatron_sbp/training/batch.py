@@ -74,7 +74,8 @@ def get_batch(data_iterator: Any, vp_stage: int | None, rows: int) -> Batch:
     }
     if packed:
         fields = {name: field.reshape(1, rows * length) for name, field in fields.items()}
-        boundaries = _merged(sent["cu_seqlens"], length)
+        # The rank that reads has them at hand; others wait here for what their device has to do.
+        boundaries = _merged(sample["cu_seqlens"] if sample else sent["cu_seqlens"].cpu(), length)
         # Documents of a plain row are of any length: Megatron cuts the row, not the documents.
         cut = boundaries.tolist() if args.sbp_objective == "synthesis" else [0, rows * length]
         return Batch(**_own(fields, cut), packed_seq_params=_packed_seq_params(boundaries))
@@ -101,7 +102,7 @@ def _send(sample: dict[str, torch.Tensor], rows: int, widths: dict[str, int]) ->
         # Only pairs have controls, and only a blend says which of its datasets a sample is from.
         none = torch.zeros(rows)
         parts = [sample.get(name, none).reshape(rows, -1).int() for name in widths]
-        whole.copy_(torch.cat(parts, dim=1), non_blocking=True)
+        whole.copy_(torch.cat(parts, dim=1).pin_memory(), non_blocking=True)
     _broadcast(whole)
     return dict(zip(widths, whole.split(list(widths.values()), dim=1), strict=True))
 
@@ -130,27 +131,32 @@ def _own(
     size = mpu.get_context_parallel_world_size()
     if size == 1:
         return fields
-    held = positions(boundaries, size, mpu.get_context_parallel_rank())
-    held = held.to(device=torch.cuda.current_device())
+    held = _on_device(positions(boundaries, size, mpu.get_context_parallel_rank()))
     return {name: field.index_select(axis, held) for name, field in fields.items()}
 
 
 def _merged(cu_seqlens: torch.Tensor, length: int) -> torch.Tensor:
-    """Boundaries of the segments of all rows as one: int32 [segments + 1].
+    """Boundaries of the segments of all rows as one, on the host: int32 [segments + 1].
 
     Args:
         cu_seqlens: [rows, length + 1], each row filled up with ``length``, which is also where the
             next row begins.
         length: Of a row.
     """
-    offsets = length * torch.arange(len(cu_seqlens), device=cu_seqlens.device)
+    offsets = length * torch.arange(len(cu_seqlens))
     return (cu_seqlens + offsets[:, None]).flatten().unique_consecutive().int()
 
 
+def _on_device(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor of the host; the host does not wait for it."""
+    return tensor.pin_memory().to(device=torch.cuda.current_device(), non_blocking=True)
+
+
 def _packed_seq_params(boundaries: torch.Tensor) -> PackedSeqParams:
+    longest = int(boundaries.diff().max())
+    boundaries = _on_device(boundaries)
     # For Megatron's figures of FLOP/s; older releases do not look at segments.
     getattr(training, "update_seqlen_stats_from_cu_seqlens", lambda _: None)(boundaries)
-    longest = int(boundaries.diff().max())
     return PackedSeqParams(
         qkv_format="thd",
         cu_seqlens_q=boundaries,

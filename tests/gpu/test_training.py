@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_sbp.corpus.documents import Corpus
-from tests.training.runs import data, pretrain, series
+from tests.training.runs import SHARP, data, pretrain, series
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -22,11 +22,18 @@ LOCAL = (*ENGINE, "--transformer-impl", "local", "--no-persist-layer-norm")
 
 
 def losses(
-    box: Path, corpus: Corpus, pairs: Path, *flags: str, steps: int = 20, processes: int = 1
+    box: Path,
+    corpus: Corpus,
+    pairs: Path,
+    *flags: str,
+    steps: int = 20,
+    processes: int = 1,
+    module: str = "megatron_sbp.pretrain",
 ) -> np.ndarray:
     """Losses of a tuning, one a step, float64 [steps]."""
     line = ["--sbp-objective", "synthesis", "--sbp-pairs", str(pairs), "--save", str(box)]
-    run = pretrain(*data(corpus), *line, "--train-iters", str(steps), *flags, processes=processes)
+    line += [*data(corpus), "--train-iters", str(steps)]
+    run = pretrain(*line, *flags, processes=processes, module=module)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-5000:]
     return np.array([series(box, "synthesis loss")[step + 1] for step in range(steps)])
 
@@ -35,7 +42,8 @@ def losses(
 def start(words_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that both kinds of layers read."""
     box = tmp_path_factory.mktemp("start") / "start"
-    run = pretrain(*data(words_corpus), "--train-iters", "1", "--save", str(box), *ENGINE)
+    line = (*data(words_corpus), *SHARP, *ENGINE, "--no-create-attention-mask-in-dataloader")
+    run = pretrain(*line, "--train-iters", "1", "--save", str(box))
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-5000:]
     return box
 
@@ -43,10 +51,20 @@ def start(words_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_packed_rows_give_the_losses_of_the_local_attention(
     start: Path, words_corpus: Corpus, words_pairs: Path, tmp_path: Path
 ) -> None:
-    load = ("--pretrained-checkpoint", str(start))
+    load = ("--pretrained-checkpoint", str(start), *SHARP)
     engine = losses(tmp_path / "engine", words_corpus, words_pairs, *load, *ENGINE)
     local = losses(tmp_path / "local", words_corpus, words_pairs, *load, *LOCAL)
-    np.testing.assert_allclose(engine, local, rtol=1e-2)
+    np.testing.assert_allclose(engine, local, rtol=5e-3)
+
+
+def test_a_micro_batch_is_got_without_waiting_for_the_gpu(
+    words_corpus: Corpus, words_pairs: Path, tmp_path: Path
+) -> None:
+    losses(
+        *(tmp_path / "run", words_corpus, words_pairs, *ENGINE),
+        steps=2,
+        module="tests.gpu.without_waiting",
+    )
 
 
 def test_fp8_follows_bf16(words_corpus: Corpus, words_pairs: Path, tmp_path: Path) -> None:
@@ -77,7 +95,8 @@ def test_two_gpus_give_the_losses_of_one(
     words_pairs: Path,
     tmp_path: Path,
 ) -> None:
-    load = ("--pretrained-checkpoint", str(start))
+    # Four positions is what two context-parallel ranks need; one shall read the same rows.
+    load = ("--pretrained-checkpoint", str(start), *SHARP, "--sbp-segment-multiple", "4")
     one = losses(tmp_path / "one", words_corpus, words_pairs, *load, *ENGINE)
     two = losses(tmp_path / "two", words_corpus, words_pairs, *load, *ENGINE, *layout, processes=2)
-    np.testing.assert_allclose(two, one, rtol=2e-2)
+    np.testing.assert_allclose(two, one, rtol=5e-3)
