@@ -13,7 +13,7 @@ import pytest
 
 from megatron_sbp.corpus.documents import Corpus
 from tests.training.forked import pretrain
-from tests.training.runs import data, printed
+from tests.training.runs import SHARP, data, printed
 
 STEPS = 20
 TP, PP, CP = (
@@ -68,7 +68,7 @@ def _losses(
     corpus: Corpus, pairs: Path, objective: str, *extra: str, processes: int = 1
 ) -> dict[int, float]:
     """Train, and read what is printed: saving would take longer than training."""
-    arguments = [*data(corpus), *OBJECTIVES[objective], *extra, "--eval-iters", "0"]
+    arguments = [*data(corpus), *SHARP, *OBJECTIVES[objective], *extra, "--eval-iters", "0"]
     if objective != "lm":
         arguments += ["--sbp-pairs", str(pairs)]
     run = pretrain(*arguments, processes=processes, drop=EVALUATION)
