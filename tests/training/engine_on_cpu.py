@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from megatron_sbp.training import platform
+from tests.training import engine_kernels
 
 ARGUMENTS = [
     *("--transformer-impl", "transformer_engine", "--distributed-backend", "gloo"),
@@ -71,16 +72,28 @@ def _attention(
 ) -> torch.Tensor:
     """What the documentation of ``DotProductAttention.forward`` asks for, and its result."""
     assert not any(other is not None for other in others.values()), others
+    ranks = 1 if self.cp_group is None else self.cp_group.size()
     if qkv_format == "sbhd":
         assert attn_mask_type == "causal" and attention_mask is None
+        if ranks > 1:
+            return engine_kernels.attend(self, [query, key, value], attn_mask_type)
         heads = [part.permute(1, 2, 0, 3) for part in (query, key, value)]
         return _causal(heads).permute(2, 0, 1, 3).flatten(2)
     assert qkv_format == "thd" and attn_mask_type == "padding_causal"
     assert cu_seqlens_q is not None and cu_seqlens_kv is not None
     assert cu_seqlens_q.dtype == torch.int32 and torch.equal(cu_seqlens_q, cu_seqlens_kv)
-    assert cu_seqlens_q[0] == 0 and cu_seqlens_q[-1] == len(query)
+    assert cu_seqlens_q[0] == 0 and cu_seqlens_q[-1] == len(query) * ranks
     assert cu_seqlens_q.diff().min() > 0 and cu_seqlens_q.diff().max() == max_seqlen_q
     assert isinstance(max_seqlen_q, int) and max_seqlen_kv == max_seqlen_q
+    if ranks > 1:
+        assert not (cu_seqlens_q % (2 * ranks)).any()
+        return engine_kernels.attend(
+            self,
+            [query, key, value],
+            attn_mask_type,
+            cu_seqlens=cu_seqlens_q,
+            max_seqlen=max_seqlen_q,
+        )
     parts = []
     for begin, end in pairwise(cu_seqlens_q.tolist()):
         heads = [part[begin:end].transpose(0, 1) for part in (query, key, value)]
@@ -112,6 +125,7 @@ def install() -> None:
     engine.Linear.forward = _linear
     engine.RMSNorm.forward = _rms_norm
     engine.DotProductAttention.forward = _attention
+    engine_kernels.install()
     rotary = attention.rope.apply_rotary_pos_emb
 
     def unfused(*args: Any, **kwargs: Any) -> torch.Tensor:

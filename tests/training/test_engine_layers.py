@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from megatron_sbp.corpus.documents import Corpus
 from tests.conftest import run_command
-from tests.training.runs import data, pretrain, printed
+from tests.training.runs import SHARP, data, pretrain, printed
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the kernels themselves"),
@@ -23,6 +23,7 @@ pytestmark = [
 ]
 LOCAL, ENGINE = "megatron_sbp.pretrain", "tests.training.engine_on_cpu"
 TP, PP = ("--tensor-model-parallel-size", "2"), ("--pipeline-model-parallel-size", "2")
+CP = ("--context-parallel-size", "2")
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "alone": (1, ()),
     "TP2": (2, TP),
@@ -43,7 +44,7 @@ class Runs:
 
     def __init__(self, corpus: Corpus, pairs: Path):
         self._tuning = ["--sbp-objective", "synthesis", "--sbp-pairs", str(pairs)]
-        self._data = data(corpus)
+        self._data = [*data(corpus), *SHARP]
 
     def losses(self, module: str, *flags: str, lm: bool = False, processes: int = 1) -> np.ndarray:
         """The loss of every step, and at the end those on the held-out set."""
@@ -90,6 +91,19 @@ def test_packed_rows_give_the_losses_of_local_layers(
     line = ("--pretrained-checkpoint", str(start), *flags)
     found = runs.losses(ENGINE, *line, processes=processes)
     np.testing.assert_allclose(found, local[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("processes", "flags"),
+    [(2, CP), (4, ("--context-parallel-size", "4")), (4, (*TP, "--sequence-parallel", *CP))],
+)
+@pytest.mark.parametrize("rows", [("--sbp-segment-multiple", "8"), ("--no-sbp-packing",)])
+def test_context_parallel_ranks_give_them_too(
+    rows: tuple[str, ...], processes: int, flags: tuple[str, ...], runs: Runs, start: Path
+) -> None:
+    line = ("--pretrained-checkpoint", str(start), *rows)
+    found = runs.losses(ENGINE, *line, *flags, processes=processes)
+    np.testing.assert_allclose(found, runs.losses(LOCAL, *line), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("flag", ["--no-sbp-packing", "--no-rope-fusion"])
