@@ -210,10 +210,13 @@ class MegatronCheckpoint:
         return reader
 
     def _unreadable(self, what: str, error: BaseException) -> InputError:
+        import torch
+
         reason = " ".join(str(error).split()) or type(error).__name__
         return InputError(
-            f"{self.directory}: cannot read {what} ({reason[:200]}); "
-            "the checkpoint is damaged or not Megatron's, save it again"
+            f"{self.directory}: cannot read {what} ({reason[:200]}); the checkpoint is damaged, "
+            f"not Megatron's, or of a newer torch than {torch.__version__}: save it again, or read "
+            "it with the torch that saved it"
         )
 
 
