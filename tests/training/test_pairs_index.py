@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -276,20 +277,25 @@ def test_ends_are_those_of_the_tokens(tmp_path: Path) -> None:
     assert corpus.end_in(some, EOD).tolist() == expected
 
 
-@pytest.mark.parametrize("ends", ["all", "none", "some"])
+@pytest.mark.parametrize("ends", ["all", "none", "some", "those of one prefix"])
 def test_documents_with_and_without_an_end(tmp_path: Path, ends: str) -> None:
     documents = random_documents(4, 60)
     for number, document in enumerate(documents):
-        if ends == "none" or (ends == "some" and number % 3):
+        if {"all": False, "none": True, "some": number % 3}.get(ends, number >= 30):
             document.pop()
-    corpus = write_corpus(tmp_path / "c", documents)
+    paths = [str(tmp_path / "a"), str(tmp_path / "b")]
+    for path, part in zip(paths, (documents[:30], documents[30:]), strict=True):
+        write_corpus(Path(path), part)
+    corpus = Corpus(paths)
     write_pairs(tmp_path / "pairs", corpus, random_pairs(5, 60, 200))
     options: dict[str, Any] = {"sequence_length": 40, "overflow": "truncate"}
-    blend: dict[str, Any] = {"blend": ([str(tmp_path / "c")], None), "split": "1,0,0"}
+    blend: dict[str, Any] = {"blend": (paths, None), "split": "1,0,0"}
     train, _, _ = build(corpus, tmp_path / "pairs", **blend, **options)
     expected = Expected(corpus, rows_of(tmp_path / "pairs"), **options)
     assert contents(epoch(train)) == sorted(expected.segments)
-    assert {name: train.counts()[name] for name in expected.counts} == expected.counts
+    counts = [member.counts() for member in train.datasets]
+    for name, count in expected.counts.items():
+        assert sum(part[name] for part in counts) == count, name
 
 
 def test_a_document_that_breaks_the_rule_is_named(tmp_path: Path) -> None:
@@ -344,8 +350,13 @@ def test_no_pair_in_a_split_is_an_error(words_corpus: Corpus, tmp_path: Path) ->
 
 
 def test_skipping_every_pair_is_an_error(words_corpus: Corpus, words_pairs: Path) -> None:
-    with pytest.raises(InputError, match=r"all \d+ pairs of the train set .*--sbp-min-d2"):
-        build(words_corpus, words_pairs, min_d2=90)
+    message = r"all (\d+) pairs of the train set .* \((\d+) too long, (\d+) with .*--sbp-min-d2"
+    with pytest.raises(InputError, match=message) as caught:
+        build(words_corpus, words_pairs, overflow="skip", min_d2=90)
+    counts = re.search(message, str(caught.value))
+    assert counts is not None
+    skipped, long, short = map(int, counts.groups())
+    assert long and short and skipped == long + short
 
 
 @pytest.mark.parametrize(
