@@ -124,7 +124,8 @@ class Expected:
 def segments_of(sample: Mapping[str, torch.Tensor]) -> list[Segment]:
     """The segments of a row, without the padding at its end."""
     columns = [sample[name].int().tolist() for name in ("tokens", "labels", "loss_mask")]
-    length = len(columns[0])
+    length = len(sample["position_ids"])
+    assert [len(column) for column in columns] == [length] * 3
     bounds = sample["cu_seqlens"].tolist() if "cu_seqlens" in sample else [0, length]
     segments: list[Segment] = []
     for begin, end in pairwise(bounds):
