@@ -140,9 +140,10 @@ def test_sources_without_weights_are_read_once(
 ) -> None:
     real, _ = corpora
     there = sum((tokens(prefix) - 1) // LENGTH for prefix in real)
-    args = arguments(real, [], there // 2, None)
-    entries = ledger(built(args, tmp_path / "cache"), there // 2, [], planned(args))
-    assert not differences(entries, LENGTH)
+    for rows in (there // 2, there):
+        args = arguments(real, [], rows, None)
+        entries = ledger(built(args, tmp_path / str(rows)), rows, [], planned(args))
+        assert not differences(entries, LENGTH)
     with pytest.raises(InputError, match=f"read once: {there:,} rows, but the run needs"):
         planned(arguments(real, [], there + 1, None))
 
