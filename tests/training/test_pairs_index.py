@@ -280,6 +280,7 @@ def test_ends_are_those_of_the_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ends", ["all", "none", "some", "those of one prefix"])
 def test_documents_with_and_without_an_end(tmp_path: Path, ends: str) -> None:
     documents = random_documents(4, 60)
+    documents[7], documents[41] = [EOD], [EOD]  # empty
     for number, document in enumerate(documents):
         if {"all": False, "none": True, "some": number % 3}.get(ends, number >= 30):
             document.pop()
