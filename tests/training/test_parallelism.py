@@ -61,19 +61,20 @@ OBJECTIVES = {
     "packed": ("--sbp-objective", "synthesis", "--sbp-segment-multiple", "4"),
     "unpacked": ("--sbp-objective", "synthesis", "--no-sbp-packing"),
 }
+type Logged = dict[tuple[str, int], float]
+"""What was logged, by its name and the step."""
 EVALUATION = ("--full-validation", "--multiple-validation-sets")
 
 
-def _losses(
-    corpus: Corpus, pairs: Path, objective: str, *extra: str, processes: int = 1
-) -> dict[int, float]:
+def _losses(corpus: Corpus, pairs: Path, objective: str, *extra: str, processes: int = 1) -> Logged:
     """Train, and read what is printed: saving would take longer than training."""
     arguments = [*data(corpus), *SHARP, *OBJECTIVES[objective], *extra, "--eval-iters", "0"]
     if objective != "lm":
         arguments += ["--sbp-pairs", str(pairs)]
     run = pretrain(*arguments, processes=processes, drop=EVALUATION)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-5000:]
-    return printed(run.stdout, "lm loss" if objective == "lm" else "synthesis loss")
+    names = ["lm loss"] if objective == "lm" else ["synthesis loss", "supervised tokens"]
+    return {(name, step): x for name in names for step, x in printed(run.stdout, name).items()}
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +88,12 @@ def start(
 
 
 @pytest.fixture(scope="module")
-def alone(
-    words_corpus: Corpus, words_pairs: Path, start: Path
-) -> Callable[[str], dict[int, float]]:
+def alone(words_corpus: Corpus, words_pairs: Path, start: Path) -> Callable[[str], Logged]:
     """Losses of one process by objective; each is trained once, when first asked for."""
     line = ["--pretrained-checkpoint", str(start), "--train-iters", str(STEPS)]
 
     @cache
-    def losses(objective: str) -> dict[int, float]:
+    def losses(objective: str) -> Logged:
         return _losses(words_corpus, words_pairs, objective, *line)
 
     return losses
@@ -112,7 +111,7 @@ def alone(
 def test_losses_of_one_process(
     layout: str,
     objective: str,
-    alone: Callable[[str], dict[int, float]],
+    alone: Callable[[str], Logged],
     start: Path,
     words_corpus: Corpus,
     words_pairs: Path,
@@ -129,5 +128,5 @@ def test_losses_of_one_process(
         "2",
     ]
     got = _losses(words_corpus, words_pairs, objective, *line, processes=processes)
-    assert max(got) == STEPS
+    assert max(step for _, step in got) == STEPS
     assert got == pytest.approx(alone(objective), rel=1e-4)
