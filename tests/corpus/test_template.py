@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_sbp.corpus.template import Template
@@ -38,6 +39,24 @@ A, B, C, OPEN, CLOSE = (ord(character) for character in "abc{}")
 )
 def test_parts(template: str, separator: str, expected: tuple[tuple[int, ...], ...]) -> None:
     assert parse(template, separator) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "continuation", "expected"),
+    [
+        ("{d1}{d2}{eod}", [1, 2], [1, 2]),  # an engine gives what comes before the last token
+        ("{d1}{d2}abc{eod}", [1, 2, A, B, C], [1, 2]),
+        ("{d1}{d2}abc{eod}", [A, B, C], []),
+        ("{d1}{d2}abc{eod}", [1, 2, A, B], [1, 2, A, B]),
+        ("{d1}{d2}abc{eod}", [B, C], [B, C]),
+        ("{d1}{d2}", [1, 2], [1, 2]),
+    ],
+)
+def test_the_document_of_a_continuation(
+    template: str, continuation: list[int], expected: list[int]
+) -> None:
+    made = Template.parse(template, "<s>", encode, bos=BOS, eod=EOD)
+    assert made.document(np.array(continuation)).tolist() == expected
 
 
 def test_text_beside_the_separator_is_tokenized_with_it() -> None:

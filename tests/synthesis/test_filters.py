@@ -13,6 +13,7 @@ from megatron_sbp.embedding.lexical import LexicalSpec
 from megatron_sbp.embedding.options import EmbedOptions
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
+from megatron_sbp.synthesis.engine import END_OF_DOCUMENT
 from megatron_sbp.synthesis.filter_options import FilterOptions
 from megatron_sbp.synthesis.filters import filter_synthetic
 from megatron_sbp.synthesis.store import COLUMNS, ORIGIN, SyntheticCorpus, column_path
@@ -114,6 +115,19 @@ def test_thresholds_and_switches(options: FilterOptions) -> None:
     # Of the two copies one is exact; the other one is now a near duplicate of a real document.
     assert removed["copy_of_seed"] == 1
     assert removed["near_duplicate_of_real"] == 3
+
+
+def test_too_short_is_without_the_end_of_the_document(
+    options: FilterOptions, synthetic: Path
+) -> None:
+    given = SyntheticCorpus(synthetic)
+    ended = given.columns["finish_reason"] == END_OF_DOCUMENT
+    lengths = np.array([len(given.documents.body(number)) for number in range(30)])
+    least = int(np.median(lengths))
+    dry = replace(options, output_prefix=None, dry_run=True, min_tokens=least)
+    removed = filter_synthetic(dry).counts["removed"]["too_short"]
+    assert removed == np.count_nonzero(ended & (lengths < least))
+    assert least in lengths[ended], "no document is just long enough"
 
 
 def test_little_memory_reads_again_and_finds_the_same(options: FilterOptions) -> None:

@@ -61,14 +61,15 @@ def test_seeds_by_weights_of_a_file(words_corpus: Corpus, tmp_path: Path, dtype:
     assert_drawn_by(drawn(words_corpus, tmp_path / "sums.npy", 8000), weights.astype(float))
 
 
-def test_the_last_number_below_one_draws_the_last_document_with_a_weight() -> None:
+@pytest.mark.parametrize(("number", "expected"), [(0.0, 1), (float(np.nextafter(1, 0)), 3)])
+def test_the_ends_of_the_numbers_draw_documents_with_a_weight(number: float, expected: int) -> None:
     class Corner:
         def random(self) -> float:
-            return float(np.nextafter(1, 0))
+            return number
 
-    sums = np.cumsum([0.1, 0.3, 2.7, 0, 0])
+    sums = np.cumsum([0, 0.1, 0.3, 2.7, 0, 0])
     found = Seeds(None, sums).draw(Corner())  # type: ignore[arg-type]
-    assert found == 2
+    assert found == expected
 
 
 def test_pieces_change_no_sum(
