@@ -168,12 +168,16 @@ def test_one_seed_gives_no_interval_and_no_verdict() -> None:
 
 
 def test_held_out_sources_and_kinds_of_tokens() -> None:
-    runs = [replace(run, heldout={"towns": 70, "hills": 50}) for run in simulate()]
+    runs = [replace(run, heldout={"towns": 70, "hills": 30, "lakes": 20}) for run in simulate()]
     for run in runs:
         run.parts = {"value": (run.loss / 2, run.tokens // 3)}
     content = summarise(runs, floor=FLOOR)
     chosen = [run for run in runs if run.arm == "oracle"]
-    for name, places in (("towns", range(70)), ("hills", range(70, 120))):
+    for name, places in (
+        ("towns", range(70)),
+        ("hills", range(70, 100)),
+        ("lakes", range(100, 120)),
+    ):
         expected = [
             sum(run.loss[place] for place in places) / sum(run.tokens[place] for place in places)
             for run in chosen

@@ -34,6 +34,11 @@ def test_reasons_are_counted() -> None:
     }
 
 
+def test_lengths_that_are_just_allowed_are_taken() -> None:
+    selection = Selection(RECORDS, min_characters=2, max_characters=8, on_error="skip")
+    assert [document.place for document in selection] == ["1", "3", "4", "5", "6"]
+
+
 def test_stops_at_the_fault_or_before_it() -> None:
     selection = Selection(RECORDS)
     with pytest.raises(InputError, match=r"^c\.jsonl:2: broken JSON"):

@@ -39,8 +39,8 @@ def test_nothing_has_no_interval() -> None:
 
 
 def test_histograms_keep_what_lies_beyond_their_edges() -> None:
-    found = histogram(np.array([-9, 0.1, 0.6, 0.7, 99]), [0, 0.5, 1])
+    found = histogram(np.array([-9, 0.1, 0.6, 0.7, 99]), [0, 0.5, 0.65, 1])
     assert found is not None
-    assert found["share"] == [0.4, 0.6]
+    assert found["share"] == [0.4, 0.2, 0.4]
     assert (found["count"], found["mean"]) == (5, pytest.approx(18.28))
     assert found["deciles"][4] == 0.6

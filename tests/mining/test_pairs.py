@@ -1,12 +1,15 @@
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from megatron_sbp.corpus.documents import Corpus
 from megatron_sbp.errors import InputError
 from megatron_sbp.manifest import Manifest
+from megatron_sbp.mining import pairs as pairs_module
 from megatron_sbp.mining.pairs import (
     ColumnWriter,
     Pairs,
@@ -111,6 +114,41 @@ def test_disorder_is_refused(rows: list[Row], tmp_path_factory: pytest.TempPathF
 def test_impossible_rows_are_named(rows: list[Row], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         PairStore(save(tmp_path, rows))
+
+
+@given(
+    rows=triples.filter(bool),
+    again=st.tuples(st.integers(0, 20), st.floats(-1, 1, width=32)),
+    piece=st.integers(1, 6),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_pair_that_comes_twice_is_named(
+    rows: list[Row],
+    again: tuple[int, float],
+    piece: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Wherever in its anchor's rows it comes again, and however few rows are read at a time."""
+    anchor, neighbor, score = rows[again[0] % len(rows)]
+    assume(again[1] != score)  # or the order would be wrong, too
+    directory = tmp_path_factory.mktemp("store")
+    ordered = sorted(rows, key=lambda row: (row[0], -row[2], row[1]))
+    with mock.patch.object(pairs_module, "_ROWS", piece):
+        PairStore(save(directory, ordered))
+        twice = sorted([*ordered, (anchor, neighbor, again[1])], key=lambda r: (r[0], -r[2], r[1]))
+        last = max(row for row, found in enumerate(twice) if found[:2] == (anchor, neighbor))
+        message = rf"row {last} \({anchor}, {neighbor}, .*\) is a pair that comes twice"
+        with pytest.raises(InputError, match=message):
+            PairStore(save(directory, twice))
+
+
+def test_a_store_over_another_corpus_is_refused(
+    words_corpus: Corpus, words_pairs: Path, tmp_path: Path
+) -> None:
+    PairStore(words_pairs, words_corpus)
+    other = Corpus(words_corpus.prefixes[:1])
+    with pytest.raises(InputError, match=f"{words_pairs}"):
+        PairStore(words_pairs, other)
 
 
 def test_damaged_columns_are_named(tmp_path: Path) -> None:
