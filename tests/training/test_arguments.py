@@ -15,6 +15,10 @@ from tests.training.runs import SMALL, data
 PAIRS = "--sbp-objective synthesis --sbp-pairs PAIRS"
 PIPELINE = "--pipeline-model-parallel-size 2 --micro-batch-size 1"
 INTERLEAVED = f"{PIPELINE} --num-layers-per-virtual-pipeline-stage 1"
+EXPERTS = (
+    "--num-experts 2 --expert-model-parallel-size 2 --moe-token-dispatcher-type alltoall --bf16"
+    " --eval-global-batch-size 2 --overlap-moe-expert-parallel-comm"
+)
 WHOLE = "--full-validation", "--multiple-validation-sets"
 
 
@@ -38,6 +42,7 @@ def validated(line: str, corpus: Corpus, pairs: Path, drop: tuple[str, ...] = ()
     [
         (f"{PAIRS} --sft", (), "--sft changes how losses are averaged"),
         (f"{PAIRS} --dataloader-inter-document-masking", (), "masking is for documents"),
+        (f"{PAIRS} {EXPERTS}", WHOLE, "--overlap-moe-expert-parallel-comm is not for pairs"),
         (
             f"{PAIRS} --context-parallel-size 2 --sbp-segment-multiple 6",
             (),
