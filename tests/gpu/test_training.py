@@ -60,11 +60,8 @@ def test_packed_rows_give_the_losses_of_the_local_attention(
 def test_a_micro_batch_is_got_without_waiting_for_the_gpu(
     words_corpus: Corpus, words_pairs: Path, tmp_path: Path
 ) -> None:
-    losses(
-        *(tmp_path / "run", words_corpus, words_pairs, *ENGINE),
-        steps=2,
-        module="tests.gpu.without_waiting",
-    )
+    module = "tests.gpu.without_waiting"
+    losses(tmp_path / "run", words_corpus, words_pairs, *ENGINE, steps=2, module=module)
 
 
 def test_fp8_follows_bf16(words_corpus: Corpus, words_pairs: Path, tmp_path: Path) -> None:

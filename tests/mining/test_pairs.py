@@ -142,13 +142,11 @@ def test_a_pair_that_comes_twice_is_named(
             PairStore(save(directory, twice))
 
 
-def test_a_store_over_another_corpus_is_refused(
-    words_corpus: Corpus, words_pairs: Path, tmp_path: Path
-) -> None:
+def test_a_store_over_another_corpus_is_refused(words_corpus: Corpus, words_pairs: Path) -> None:
     PairStore(words_pairs, words_corpus)
-    other = Corpus(words_corpus.prefixes[:1])
-    with pytest.raises(InputError, match=f"{words_pairs}"):
-        PairStore(words_pairs, other)
+    turned = Corpus(words_corpus.prefixes[::-1])  # as many documents: every id is one
+    with pytest.raises(InputError, match=f"is not the corpus that {words_pairs} was made from"):
+        PairStore(words_pairs, turned)
 
 
 def test_damaged_columns_are_named(tmp_path: Path) -> None:

@@ -48,20 +48,26 @@ def _waited_for_once(communicate: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: [_Once(transfer) for transfer in communicate(*args)]
 
 
-def attend(module: Any, qkv: list[torch.Tensor], mask: str, **packed: Any) -> torch.Tensor:
+def attend(
+    module: Any,
+    qkv: list[torch.Tensor],
+    boundaries: torch.Tensor | None = None,
+    longest: int | None = None,
+) -> torch.Tensor:
     """Attention of a context-parallel rank, called as ``FusedAttention`` calls it.
 
     Args:
         module: Transformer Engine's ``DotProductAttention``.
         qkv: Query, key and value.
-        mask: ``attn_mask_type``.
-        packed: ``cu_seqlens`` and ``max_seqlen`` of packed rows.
+        boundaries: ``cu_seqlens`` of a packed row.
+        longest: ``max_seqlen`` of a packed row.
     """
     from transformer_engine.pytorch.attention.dot_product_attention import context_parallel as ring
 
     qkv = [part.contiguous() for part in qkv]
-    boundaries, longest = packed.get("cu_seqlens"), packed.get("max_seqlen")
+    layout, mask = "thd", "padding_causal"
     if boundaries is None:
+        layout, mask = "sbhd", "causal"
         longest = len(qkv[0]) * module.cp_group.size()
         boundaries = longest * torch.arange(qkv[0].size(1) + 1, dtype=torch.int32)
     return ring.attn_forward_func_with_cp(
@@ -69,7 +75,7 @@ def attend(module: Any, qkv: list[torch.Tensor], mask: str, **packed: Any) -> to
         *qkv,
         *(boundaries, boundaries, longest, longest, boundaries, boundaries),
         *(0.0, module.cp_group, module.cp_global_ranks, module.cp_stream, module.cp_comm_type),
-        qkv_format="thd" if packed else "sbhd",
+        qkv_format=layout,
         attn_mask_type=mask,
         use_fused_attention=True,
     ).flatten(-2)

@@ -76,7 +76,7 @@ def _attention(
     if qkv_format == "sbhd":
         assert attn_mask_type == "causal" and attention_mask is None
         if ranks > 1:
-            return engine_kernels.attend(self, [query, key, value], attn_mask_type)
+            return engine_kernels.attend(self, [query, key, value])
         heads = [part.permute(1, 2, 0, 3) for part in (query, key, value)]
         return _causal(heads).permute(2, 0, 1, 3).flatten(2)
     assert qkv_format == "thd" and attn_mask_type == "padding_causal"
@@ -87,13 +87,7 @@ def _attention(
     assert isinstance(max_seqlen_q, int) and max_seqlen_kv == max_seqlen_q
     if ranks > 1:
         assert not (cu_seqlens_q % (2 * ranks)).any()
-        return engine_kernels.attend(
-            self,
-            [query, key, value],
-            attn_mask_type,
-            cu_seqlens=cu_seqlens_q,
-            max_seqlen=max_seqlen_q,
-        )
+        return engine_kernels.attend(self, [query, key, value], cu_seqlens_q, max_seqlen_q)
     parts = []
     for begin, end in pairwise(cu_seqlens_q.tolist()):
         heads = [part[begin:end].transpose(0, 1) for part in (query, key, value)]

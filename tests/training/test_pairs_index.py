@@ -350,14 +350,18 @@ def test_no_pair_in_a_split_is_an_error(words_corpus: Corpus, tmp_path: Path) ->
         build(words_corpus, tmp_path / "pairs")
 
 
-def test_skipping_every_pair_is_an_error(words_corpus: Corpus, words_pairs: Path) -> None:
+@pytest.mark.parametrize("overflow", ["truncate", "skip"])
+def test_skipping_every_pair_is_an_error(
+    words_corpus: Corpus, words_pairs: Path, overflow: str
+) -> None:
     message = r"all (\d+) pairs of the train set .* \((\d+) too long, (\d+) with .*--sbp-min-d2"
     with pytest.raises(InputError, match=message) as caught:
-        build(words_corpus, words_pairs, overflow="skip", min_d2=90)
+        build(words_corpus, words_pairs, overflow=overflow, min_d2=90)
     counts = re.search(message, str(caught.value))
     assert counts is not None
     skipped, long, short = map(int, counts.groups())
-    assert long and short and skipped == long + short
+    assert skipped == long + short
+    assert short and bool(long) == (overflow == "skip")
 
 
 @pytest.mark.parametrize(
